@@ -1,0 +1,101 @@
+"""Sizes: what can be run, what the weights were trained on, pixels to latents to patches.
+
+In: widths and heights in pixels, or a text such as "1024x768". Out: the same numbers checked, or the nearest that work.
+Pairs are always (width, height). Refuses to know: pictures, tensors, which checkpoint is loaded.
+"""
+
+import re
+from typing import Final
+
+from kandinsky5.errors import RequestError
+
+VAE_FACTOR: Final = 8
+"""Pixels per latent position on each axis (the FLUX VAE; the embedded model's VAE is built to the same factor)."""
+
+PATCH: Final = 2
+"""Latent positions per token on each axis (`patch_size=(1, 2, 2)` of every published config)."""
+
+SIZE_MULTIPLE: Final = VAE_FACTOR * PATCH
+"""Pixels per token on each axis; both sides of a picture are multiples of this."""
+
+POSITIONS_PER_AXIS: Final = 128
+"""Rotary positions per spatial axis in the authors' network."""
+
+SMALLEST_SIDE: Final = SIZE_MULTIPLE
+LARGEST_SIDE: Final = POSITIONS_PER_AXIS * SIZE_MULTIPLE
+
+NATIVE_SIZES: Final[tuple[tuple[int, int], ...]] = (
+    (1024, 1024),
+    (640, 1408),
+    (1408, 640),
+    (768, 1280),
+    (1280, 768),
+    (896, 1152),
+    (1152, 896),
+)
+"""(width, height) pairs the published Image Lite checkpoints were trained on (authors' repository)."""
+
+_SIZE_TEXT = re.compile(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", re.ASCII)
+
+
+def nearest_runnable(width: int, height: int, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
+    """The runnable size closest to (width, height): each side a multiple within the bounds, halves rounded up."""
+    return _nearest_side(width, multiple, LARGEST_SIDE), _nearest_side(height, multiple, LARGEST_SIDE)
+
+
+def check_size(
+    width: int, height: int, *, multiple: int = SIZE_MULTIPLE, largest: int = LARGEST_SIDE
+) -> None:
+    """Refuse a size that cannot be run.
+
+    `multiple` is the VAE's factor times the patch; `largest` is the longest side the network's positions reach.
+    Raises RequestError naming the side, its value and the nearest that works.
+    """
+    for name, side in (("Width", width), ("Height", height)):
+        if isinstance(side, bool) or not isinstance(side, int):
+            raise RequestError(f"{name} {side!r} is not a whole number of pixels.")
+        if not multiple <= side <= largest:
+            nearest = _nearest_side(side, multiple, largest)
+            raise RequestError(
+                f"{name} {side} is outside {multiple} to {largest}; the nearest that works: {nearest}."
+            )
+        if side % multiple:
+            below = side - side % multiple
+            near = [str(n) for n in (below, below + multiple) if multiple <= n <= largest]
+            raise RequestError(
+                f"{name} {side} is not a multiple of {multiple}; the nearest that is: {' or '.join(near)}."
+            )
+
+
+def nearest_native(width: int, height: int) -> tuple[int, int]:
+    """The native size whose height / width is closest to that of (width, height), as the authors choose it.
+
+    Raises RequestError unless both are positive.
+    """
+    if width <= 0 or height <= 0:
+        raise RequestError(f"A picture of {width}x{height} has no shape; both sides must be positive.")
+    aspect = height / width
+    return min(NATIVE_SIZES, key=lambda size: abs(size[1] / size[0] - aspect))
+
+
+def latent_size(width: int, height: int, factor: int = VAE_FACTOR) -> tuple[int, int]:
+    """(width, height) of the latents of a picture of this size, which must already be runnable."""
+    return width // factor, height // factor
+
+
+def token_count(width: int, height: int, multiple: int = SIZE_MULTIPLE) -> int:
+    """Visual tokens of one picture of this size, which must already be runnable: 4096 at 1024x1024."""
+    return (width // multiple) * (height // multiple)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) from a text such as "1024x768". Raises RequestError for anything else; bounds are not checked."""
+    match = _SIZE_TEXT.fullmatch(text)
+    if match is None:
+        raise RequestError(f"Size {text!r} is not WIDTHxHEIGHT in pixels, such as 1024x768.")
+    return int(match[1]), int(match[2])
+
+
+def _nearest_side(side: int, multiple: int, largest: int) -> int:
+    highest = largest - largest % multiple
+    return min(max((side + multiple // 2) // multiple * multiple, multiple), highest)

@@ -1,0 +1,126 @@
+"""What a person asks for: one prompt, its settings, and the bounds within which they make sense.
+
+In: the settings by name, or the JSON object stored in a picture. Out: an `ImageRequest` that is valid, or a RequestError.
+`None` is "the checkpoint's own default"; the engine resolves it. Refuses to know: checkpoints, tensors, files.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from kandinsky5.errors import RequestError
+from kandinsky5.geometry import check_size
+
+MAX_PROMPT_CHARACTERS: Final = 20_000
+"""Far above what 1024 tokens hold; a limit so that a stray file is refused before it is tokenised."""
+
+MAX_STEPS: Final = 1000
+MAX_COUNT: Final = 64
+MAX_GUIDANCE: Final = 50.0
+MAX_SEED: Final = 2**64 - 1
+"""The largest seed `torch.Generator.manual_seed` takes."""
+
+MAX_TEXT_TOKENS: Final = 1024
+"""Rotary positions of the text (authors' network)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """One prompt and how to draw it. Raises RequestError when built with a value that cannot be carried out.
+
+    prompt: what the picture shows; not blank, at most `MAX_PROMPT_CHARACTERS`.
+    negative_prompt: what guidance moves away from; empty is the trained default.
+    width, height: pixels, multiples of 16 from 16 to 2048.
+    steps: evaluations of the flow, 1 to `MAX_STEPS`.
+    guidance: 0 to `MAX_GUIDANCE`; 1 or less runs no negative branch.
+    seed: 0 to `MAX_SEED`; picture i of `count` is drawn with seed + i, so each can be had again alone.
+    count: pictures, 1 to `MAX_COUNT`.
+    max_sequence_length: text tokens kept of the prompt, 1 to `MAX_TEXT_TOKENS`.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    count: int = 1
+    max_sequence_length: int | None = None
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a JSON object; `from_dict` of it is equal to this request."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """A request from a JSON object. Raises RequestError for unknown fields, a missing prompt or invalid values."""
+        if not isinstance(fields, Mapping):
+            raise RequestError(f"A request is a JSON object, not {fields!r:.80}.")
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(str(name) for name in fields if name not in known)
+        if unknown:
+            raise RequestError(
+                f"Unknown request field {', '.join(unknown)}; the fields are {', '.join(known)}."
+            )
+        if "prompt" not in fields:
+            raise RequestError("The request has no prompt.")
+        return cls(**fields)
+
+
+def validate(request: ImageRequest) -> None:
+    """Every rule about a request's values. Raises RequestError with the first that is broken."""
+    _check_text("prompt", request.prompt)
+    if not request.prompt.strip():
+        raise RequestError("The prompt is empty; say what the picture shows.")
+    _check_text("negative_prompt", request.negative_prompt)
+    # The side that is not given will come from the checkpoint; the one that is can be judged beside itself.
+    width = request.width if request.width is not None else request.height
+    height = request.height if request.height is not None else request.width
+    if width is not None and height is not None:
+        check_size(width, height)
+    _check_whole("steps", request.steps, 1, MAX_STEPS)
+    _check_guidance(request.guidance)
+    _check_whole("seed", request.seed, 0, MAX_SEED)
+    if request.count is None:
+        raise RequestError(f"count None is not a whole number from 1 to {MAX_COUNT}.")
+    _check_whole("count", request.count, 1, MAX_COUNT)
+    if request.seed is not None and request.seed + request.count - 1 > MAX_SEED:
+        raise RequestError(
+            f"seed {request.seed} with {request.count} pictures passes {MAX_SEED}; "
+            f"the largest seed for this count is {MAX_SEED - request.count + 1}."
+        )
+    _check_whole("max_sequence_length", request.max_sequence_length, 1, MAX_TEXT_TOKENS)
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise RequestError(f"{name} must be text, not {text!r:.80}.")
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise RequestError(
+            f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are accepted."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RequestError(f"{name} is not valid Unicode text: {text!r:.80}; send it as UTF-8.") from None
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise RequestError(f"{name} {value!r:.80} is not a whole number from {low} to {high}.")
+
+
+def _check_guidance(value: object) -> None:
+    if value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and 0 <= value <= MAX_GUIDANCE):  # type: ignore[arg-type, operator]
+        raise RequestError(f"guidance {value!r:.80} is not a number from 0 to {MAX_GUIDANCE:g}.")

@@ -1,0 +1,137 @@
+"""The checkpoints known by name, and what a `--model` text stands for.
+
+In: a row's name or alias, a folder, a hub id. Out: a `ModelSource` that says where the weights are. The embedded model
+is a row whose folder is package data. Refuses to know: how weights are read, what a folder holds, the network.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from kandinsky5.errors import RequestError
+
+Task = Literal["t2i", "i2i"]
+
+EMBEDDED: Final = "embedded"
+"""Name of the small model shipped inside the package, the command line's default."""
+
+_PUBLISHED_BYTES: Final = 29_000_000_000
+# In bfloat16: network 6.02 B, Qwen2.5-VL-7B 8.29 B, CLIP text 0.12 B and VAE 0.08 B parameters, two bytes each.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One checkpoint. `hub_id` is None for the embedded model; None in a default: saved with the weights."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    hub_id: str | None
+    task: Task
+    size: tuple[int, int]
+    steps: int | None
+    guidance: float | None
+    shift: float | None
+    approximate_bytes: int
+    summary: str
+
+
+def _published(name: str, hub_name: str, task: Task, summary: str, aliases: tuple[str, ...] = ()) -> Variant:
+    """A published row; size, steps, guidance and shift are the authors' (`docs/numerics.md`)."""
+    return Variant(
+        name=name,
+        aliases=aliases,
+        hub_id=f"kandinskylab/{hub_name}",
+        task=task,
+        size=(1024, 1024),
+        steps=50,
+        guidance=3.5,
+        shift=3.0,
+        approximate_bytes=_PUBLISHED_BYTES,
+        summary=summary,
+    )
+
+
+VARIANTS: Final[tuple[Variant, ...]] = (
+    Variant(
+        name=EMBEDDED,
+        aliases=("demo",),
+        hub_id=None,
+        task="t2i",
+        size=(256, 256),
+        steps=None,
+        guidance=None,
+        shift=None,
+        approximate_bytes=60_000_000,
+        summary="small model inside the package: abstract compositions, no download",
+    ),
+    _published(
+        "t2i-lite-sft",
+        "Kandinsky-5.0-T2I-Lite-sft-Diffusers",
+        "t2i",
+        "text to image",
+        aliases=("t2i", "t2i-lite"),
+    ),
+    _published(
+        "t2i-lite-pretrain",
+        "Kandinsky-5.0-T2I-Lite-pretrain-Diffusers",
+        "t2i",
+        "text to image, base for research and fine-tuning",
+    ),
+    _published(
+        "i2i-lite-sft", "Kandinsky-5.0-I2I-Lite-sft-Diffusers", "i2i", "editing", aliases=("i2i", "i2i-lite")
+    ),
+    _published("i2i-lite-pretrain", "Kandinsky-5.0-I2I-Lite-pretrain-Diffusers", "i2i", "editing, base"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where a model's weights are: exactly one of `folder` and `hub_id` is set. `variant` is its row, if it is one."""
+
+    folder: Path | None = None
+    hub_id: str | None = None
+    variant: Variant | None = None
+
+    @property
+    def location(self) -> str:
+        """The folder or hub id as text, as `from_pretrained` takes it."""
+        return str(self.folder) if self.folder is not None else str(self.hub_id)
+
+    @property
+    def name(self) -> str:
+        """What to call it in logs and in a picture's provenance: "embedded", the hub id, or the folder."""
+        return EMBEDDED if self.variant is not None and self.variant.name == EMBEDDED else self.location
+
+
+# Hub ids: two parts of letters, digits, "-", "_" and ".", none starting or ending with "-" or "." (huggingface_hub).
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_HUB_ID = re.compile(f"{_PART}/{_PART}")
+
+
+def embedded_folder() -> Path:
+    """The folder of the embedded model's weights, inside the installed package."""
+    return Path(__file__).parent / "demo" / "weights"
+
+
+def resolve_model(text: str) -> ModelSource:
+    """What a `--model` text stands for: a row's name, alias or hub id, then an existing folder, then any hub id.
+
+    Nothing is downloaded or opened. Raises RequestError listing what would work.
+    """
+    wanted = text.strip().lower()
+    for variant in VARIANTS:
+        if wanted in (variant.name, *variant.aliases):
+            if variant.hub_id is None:
+                return ModelSource(folder=embedded_folder(), variant=variant)
+            return ModelSource(hub_id=variant.hub_id, variant=variant)
+    folder = Path(os.path.expanduser(text))
+    if text and folder.is_dir():
+        return ModelSource(folder=folder)
+    if _HUB_ID.fullmatch(text):
+        return ModelSource(hub_id=text, variant=next((v for v in VARIANTS if v.hub_id == text), None))
+    names = ", ".join(variant.name for variant in VARIANTS)
+    raise RequestError(
+        f"Model {text!r} is not one of {names}, an existing folder, or a hub id such as org/name."
+    )
