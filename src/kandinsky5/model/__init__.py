@@ -1,0 +1,1 @@
+"""The network: `transformer` is the class, `blocks` its layers, `attention` and `embeddings` their leaves."""

@@ -1,0 +1,214 @@
+"""`Kandinsky5Transformer3DModel`: noisy latents, a prompt and a time in, the velocity of the flow out.
+
+Top of the network; `blocks` has its layers. Config and tensor names are those of the published checkpoints. It refuses
+to know: guidance, schedules, pixels, prompts, devices, and how it is compiled, quantised or split (all applied from
+outside).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from kandinsky5.errors import RequestError
+from kandinsky5.model.blocks import OutputLayer, TextBlock, VisualBlock
+from kandinsky5.model.embeddings import (
+    TextEmbedding,
+    TimeEmbedding,
+    VisualEmbedding,
+    text_rotation,
+    visual_rotation,
+)
+
+MAX_TEXT_POSITIONS = 1024
+MAX_VISUAL_POSITIONS = 128
+"""Positions an axis that the released models were built for (authors' `RoPE1D` and `RoPE3D`)."""
+
+
+class Kandinsky5Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
+    """Kandinsky 5.0's flow-matching diffusion transformer (arXiv 2511.14993, section 5), for images.
+
+    Stored dtypes may be anything; time embedding, modulation, norms, gates and rotary positions are computed in
+    float32, and the first and last layer in the dtype of the latents they are given, so that float32 latents get a
+    velocity that was never rounded to bfloat16.
+
+    Args:
+        in_visual_dim: channels of the noisy latents (16).
+        in_text_dim: width of the text states (Qwen2.5-VL: 3584).
+        in_text_dim2: width of the pooled text vector (CLIP ViT-L: 768).
+        time_dim: width of the time vector.
+        out_visual_dim: channels of the velocity.
+        patch_size: latent frames, rows and columns a token.
+        model_dim: width D; a multiple of the head width, `sum(axes_dims)`.
+        ff_dim: inner width of the feed-forward layers.
+        num_text_blocks: layers over the text alone.
+        num_visual_blocks: layers over the picture.
+        axes_dims: channels of a head turned by frame, row and column.
+        visual_cond: the input also carries a source image and its mask (editing checkpoints):
+            `2 in_visual_dim + 1` channels.
+        attention_type: "regular"; anything else is one of the video models and refused.
+        attention_causal, attention_local, attention_glob, attention_window, attention_P, attention_wT, attention_wW,
+            attention_wH, attention_add_sta, attention_method: settings of the video models' sparse attention. They
+            are in the published `config.json`, where "regular" attention has no use for them, and are kept so that a
+            saved config is the one that was loaded.
+
+    Raises:
+        RequestError: a sparse `attention_type`, or widths that do not divide into heads.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["TextBlock", "VisualBlock"]
+    _repeated_blocks = ["TextBlock", "VisualBlock"]
+    _keep_in_fp32_modules = ["time_embeddings", "modulation", "visual_modulation", "text_modulation"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_visual_dim: int = 4,
+        in_text_dim: int = 3584,
+        in_text_dim2: int = 768,
+        time_dim: int = 512,
+        out_visual_dim: int = 4,
+        patch_size: Sequence[int] = (1, 2, 2),
+        model_dim: int = 2048,
+        ff_dim: int = 5120,
+        num_text_blocks: int = 2,
+        num_visual_blocks: int = 32,
+        axes_dims: Sequence[int] = (16, 24, 24),
+        visual_cond: bool = False,
+        attention_type: str = "regular",
+        attention_causal: bool | None = None,
+        attention_local: bool | None = None,
+        attention_glob: bool | None = None,
+        attention_window: int | None = None,
+        attention_P: float | None = None,
+        attention_wT: int | None = None,
+        attention_wW: int | None = None,
+        attention_wH: int | None = None,
+        attention_add_sta: bool | None = None,
+        attention_method: str | None = None,
+    ):
+        super().__init__()
+        head_dim = sum(axes_dims)
+        if attention_type != "regular":
+            raise RequestError(
+                f"attention_type={attention_type!r} is the sparse attention of the Kandinsky 5 video models; this "
+                'network is for images and has attention_type="regular" only. Use diffusers for the video models.'
+            )
+        if model_dim % head_dim or any(dim % 2 for dim in axes_dims):
+            raise RequestError(
+                f"model_dim={model_dim} must be a multiple of the head width, the sum of axes_dims={tuple(axes_dims)}, "
+                "and each of axes_dims must be even."
+            )
+
+        self.input_channels = 2 * in_visual_dim + 1 if visual_cond else in_visual_dim
+        self.time_embeddings = TimeEmbedding(model_dim, time_dim)
+        self.text_embeddings = TextEmbedding(in_text_dim, model_dim)
+        self.pooled_text_embeddings = TextEmbedding(in_text_dim2, time_dim)
+        self.visual_embeddings = VisualEmbedding(self.input_channels, model_dim, patch_size)
+        self.text_transformer_blocks = nn.ModuleList(
+            TextBlock(model_dim, time_dim, ff_dim, head_dim) for _ in range(num_text_blocks)
+        )
+        self.visual_transformer_blocks = nn.ModuleList(
+            VisualBlock(model_dim, time_dim, ff_dim, head_dim) for _ in range(num_visual_blocks)
+        )
+        self.out_layer = OutputLayer(model_dim, time_dim, out_visual_dim, patch_size)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor | float | int,
+        pooled_projections: Tensor,
+        visual_rope_pos: Sequence[Tensor],
+        text_rope_pos: Tensor,
+        scale_factor: Sequence[float] = (1.0, 1.0, 1.0),
+        sparse_params: dict[str, Any] | None = None,
+        return_dict: bool = True,
+        encoder_attention_mask: Tensor | None = None,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """The velocity at these latents and this time.
+
+        Args:
+            hidden_states: (B, T, H, W, C) latents, channels last; editing checkpoints take
+                [noisy, source, mask] on the channels.
+            encoder_hidden_states: (B, L, in_text_dim) text states.
+            timestep: 1000 t, a scalar or (B,); used in float32, so do not round it to bfloat16.
+            pooled_projections: (B, in_text_dim2) pooled text vector.
+            visual_rope_pos: positions of the patches an axis: (T / pt,), (H / ph,), (W / pw,).
+            text_rope_pos: (L,) positions of the text tokens.
+            scale_factor: divides the rotary angles of each visual axis.
+            sparse_params: must be None (sparse attention of the video models).
+            return_dict: an output with `.sample`, or a tuple of one.
+            encoder_attention_mask: (B, L), True where a text token is real; None means all are. Padding does not
+                change the result.
+
+        Returns:
+            The velocity (B, T, H, W, out_visual_dim) in the dtype of `hidden_states`.
+
+        Raises:
+            RequestError: shapes that do not fit together, or sparse attention.
+        """
+        self._check_inputs(hidden_states, encoder_hidden_states, sparse_params, encoder_attention_mask)
+        # The norm's weight is never quantised, adapted or kept in float32: it has the dtype the blocks run in.
+        dtype = self.text_embeddings.norm.weight.dtype
+        ends_dtype = torch.promote_types(hidden_states.dtype, dtype)
+        mask = None if encoder_attention_mask is None else encoder_attention_mask.to(torch.bool)
+
+        time = self._time_vector(timestep, pooled_projections.to(dtype))
+        text = self.text_embeddings(encoder_hidden_states.to(dtype)).to(dtype)
+        text_turn = text_rotation(text_rope_pos, sum(self.config.axes_dims))
+        for block in self.text_transformer_blocks:
+            text = self._run(block, text, mask, time, text_turn)
+
+        patches = self.visual_embeddings(hidden_states.to(ends_dtype)).to(dtype)
+        grid, visual = patches.shape[1:4], patches.flatten(1, 3)
+        visual_turn = visual_rotation(visual_rope_pos, self.config.axes_dims, scale_factor)
+        for block in self.visual_transformer_blocks:
+            visual = self._run(block, visual, text, mask, time, visual_turn)
+
+        velocity = self.out_layer(visual.to(ends_dtype), time, grid).to(hidden_states.dtype)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def _time_vector(self, timestep: Tensor | float | int, pooled: Tensor) -> Tensor:
+        """(B, time_dim), float32 or wider: the time, shifted by the pooled prompt."""
+        pooled_embedding = self.pooled_text_embeddings(pooled)
+        time = torch.as_tensor(timestep, device=pooled.device).to(pooled_embedding.dtype)
+        return self.time_embeddings(time.reshape(-1).expand(pooled.shape[0])) + pooled_embedding
+
+    def _run(self, block: nn.Module, *args: Any) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+    def _check_inputs(
+        self, latents: Tensor, text: Tensor, sparse_params: dict[str, Any] | None, mask: Tensor | None
+    ) -> None:
+        if sparse_params is not None:
+            raise RequestError(
+                "sparse_params belong to the sparse attention of the video models; pass None to this image network."
+            )
+        if latents.ndim != 5 or latents.shape[-1] != self.input_channels:
+            raise RequestError(
+                f"hidden_states must be (batch, frames, height, width, {self.input_channels}), got "
+                f"{tuple(latents.shape)}."
+            )
+        grid = [size / patch for size, patch in zip(latents.shape[1:4], self.config.patch_size, strict=True)]
+        if any(n != int(n) or not 1 <= n <= MAX_VISUAL_POSITIONS for n in grid):
+            raise RequestError(
+                f"Frames, height and width {tuple(latents.shape[1:4])} must be multiples of "
+                f"{tuple(self.config.patch_size)} and at most {MAX_VISUAL_POSITIONS} patches each."
+            )
+        if text.shape[1] > MAX_TEXT_POSITIONS:
+            raise RequestError(f"{text.shape[1]} text tokens; the network has positions for {MAX_TEXT_POSITIONS}.")
+        if mask is not None and mask.shape != text.shape[:2]:
+            raise RequestError(
+                f"encoder_attention_mask must be (batch, text tokens) = {tuple(text.shape[:2])}, got {tuple(mask.shape)}."
+            )
