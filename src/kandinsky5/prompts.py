@@ -1,0 +1,72 @@
+"""The words around a prompt: templates as they were tokenised in training, where they are cut off, and cleaning.
+
+Comes in: a person's text. Goes out: the text that is tokenised. All of it is data that changes a picture, pinned by
+golden tests; the file refuses to know tokenizers, tensors and encoders.
+"""
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+Task = Literal["text-to-image", "editing"]
+
+IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """The text before and after a prompt. `prefix` is cut off the encoder's states, `suffix` stays."""
+
+    prefix: str
+    suffix: str
+
+    def text(self, prompt: str, images: int = 0) -> str:
+        """The full text for one prompt that is accompanied by `images` source pictures."""
+        return self.prefix + prompt + IMAGE_PLACEHOLDER * images + self.suffix
+
+
+_IMAGE_SYSTEM = (
+    "<|im_start|>system\nYou are a {word} engineer. Describe the image by detailing the color, shape, size, texture, "
+    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+_EDIT_SYSTEM = (
+    "<|im_start|>system\nYou are a {word} engineer. Based on the provided source image (first image) and target image "
+    "(second image), create an interesting text prompt that can be used together with the source image to create the "
+    "target image:<|im_end|>\n<|im_start|>user\n"
+)
+
+# "promt" is what the released weights were trained with (kandinskylab/kandinsky-5, 2025-11-28); the authors corrected
+# the spelling later (pull request 84). diffusers 0.42.1 has the corrected words, for editing without the newlines.
+_SPELLINGS = {"release": "promt", "corrected": "prompt"}
+
+TEMPLATES: Mapping[tuple[Task, str], Template] = MappingProxyType(
+    {
+        (task, name): Template(prefix=system.format(word=word), suffix="<|im_end|>")
+        for task, system in (("text-to-image", _IMAGE_SYSTEM), ("editing", _EDIT_SYSTEM))
+        for name, word in _SPELLINGS.items()
+    }
+)
+"""Templates by task and name: "release" (the default) and "corrected"."""
+
+TEXT_TO_IMAGE = TEMPLATES["text-to-image", "release"]
+EDITING = TEMPLATES["editing", "release"]
+
+_TRAINED_CROPS: Mapping[int, int] = MappingProxyType({41: 41, 52: 55})
+
+
+def crop(prefix_tokens: int) -> int:
+    """How many leading tokens are cut off the encoder's states, given how many tokens the prefix itself has.
+
+    The authors cut 41 (images, the whole prefix) and 55 (editing, the prefix of 52 and three tokens of the
+    instruction, as trained). Any other count means another tokenizer or template: exactly its prefix is cut.
+    """
+    return _TRAINED_CROPS.get(prefix_tokens, prefix_tokens)
+
+
+def clean(text: str) -> str:
+    """Broken Unicode mended (ftfy), HTML entities resolved twice, white space folded; as diffusers does."""
+    import ftfy  # imported here: 0.1 s that `kandinsky5 --help` need not pay
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
