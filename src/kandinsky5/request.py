@@ -1,11 +1,13 @@
 """What a person asks for: one prompt, its settings, and the bounds within which they make sense.
 
-In: the settings by name, or the JSON object stored in a picture. Out: an `ImageRequest` that is valid, or a RequestError.
-`None` is "the checkpoint's own default"; the engine resolves it. Refuses to know: checkpoints, tensors, files.
+In: the settings by name, or the JSON object stored in a picture. Out: an `ImageRequest` that is valid, or a
+RequestError. `None` is "the checkpoint's own default"; the engine resolves it. Refuses to know: checkpoints, tensors,
+files.
 """
 
 import dataclasses
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -21,6 +23,9 @@ MAX_COUNT: Final = 64
 MAX_GUIDANCE: Final = 50.0
 MAX_SEED: Final = 2**64 - 1
 """The largest seed `torch.Generator.manual_seed` takes."""
+
+CHOSEN_SEED_BITS: Final = 32
+"""Seeds chosen for a person stay short enough to read aloud, and exact in JSON readers that use doubles."""
 
 MAX_TEXT_TOKENS: Final = 1024
 """Rotary positions of the text (authors' network)."""
@@ -53,13 +58,23 @@ class ImageRequest:
     def __post_init__(self) -> None:
         validate(self)
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each picture, in order. Raises RequestError while no seed is chosen."""
+        if self.seed is None:
+            raise RequestError("The request names no seed, so its pictures have none yet.")
+        return [self.seed + index for index in range(self.count)]
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON object; `from_dict` of it is equal to this request."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """A request from a JSON object. Raises RequestError for unknown fields, a missing prompt or invalid values."""
+        """A request from a JSON object.
+
+        Raises RequestError for unknown fields, a missing prompt or invalid values.
+        """
         if not isinstance(fields, Mapping):
             raise RequestError(f"A request is a JSON object, not {fields!r:.80}.")
         known = [field.name for field in dataclasses.fields(cls)]
@@ -71,6 +86,11 @@ class ImageRequest:
         if "prompt" not in fields:
             raise RequestError("The request has no prompt.")
         return cls(**fields)
+
+
+def choose_seed() -> int:
+    """A seed for a request that names none, from the system's randomness."""
+    return secrets.randbits(CHOSEN_SEED_BITS)
 
 
 def validate(request: ImageRequest) -> None:

@@ -1,18 +1,16 @@
 """The checkpoints known by name, and what a `--model` text stands for.
 
-In: a row's name or alias, a folder, a hub id. Out: a `ModelSource` that says where the weights are. The embedded model
-is a row whose folder is package data. Refuses to know: how weights are read, what a folder holds, the network.
+In: a row's name or alias, a folder, a hub id. Out: a `ModelSource` that says where the weights are. The embedded
+model is a row whose folder is package data. Refuses to know: how weights are read, what a folder holds, the network.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from kandinsky5.errors import RequestError
-
-Task = Literal["t2i", "i2i"]
+from kandinsky5.prompts import Task
 
 EMBEDDED: Final = "embedded"
 """Name of the small model shipped inside the package, the command line's default."""
@@ -58,7 +56,7 @@ VARIANTS: Final[tuple[Variant, ...]] = (
         name=EMBEDDED,
         aliases=("demo",),
         hub_id=None,
-        task="t2i",
+        task="text-to-image",
         size=(256, 256),
         steps=None,
         guidance=None,
@@ -69,20 +67,24 @@ VARIANTS: Final[tuple[Variant, ...]] = (
     _published(
         "t2i-lite-sft",
         "Kandinsky-5.0-T2I-Lite-sft-Diffusers",
-        "t2i",
+        "text-to-image",
         "text to image",
         aliases=("t2i", "t2i-lite"),
     ),
     _published(
         "t2i-lite-pretrain",
         "Kandinsky-5.0-T2I-Lite-pretrain-Diffusers",
-        "t2i",
+        "text-to-image",
         "text to image, base for research and fine-tuning",
     ),
     _published(
-        "i2i-lite-sft", "Kandinsky-5.0-I2I-Lite-sft-Diffusers", "i2i", "editing", aliases=("i2i", "i2i-lite")
+        "i2i-lite-sft",
+        "Kandinsky-5.0-I2I-Lite-sft-Diffusers",
+        "editing",
+        "editing",
+        aliases=("i2i", "i2i-lite"),
     ),
-    _published("i2i-lite-pretrain", "Kandinsky-5.0-I2I-Lite-pretrain-Diffusers", "i2i", "editing, base"),
+    _published("i2i-lite-pretrain", "Kandinsky-5.0-I2I-Lite-pretrain-Diffusers", "editing", "editing, base"),
 )
 
 
@@ -126,7 +128,7 @@ def resolve_model(text: str) -> ModelSource:
             if variant.hub_id is None:
                 return ModelSource(folder=embedded_folder(), variant=variant)
             return ModelSource(hub_id=variant.hub_id, variant=variant)
-    folder = Path(os.path.expanduser(text))
+    folder = Path(text)
     if text and folder.is_dir():
         return ModelSource(folder=folder)
     if _HUB_ID.fullmatch(text):

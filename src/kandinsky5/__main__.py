@@ -1,0 +1,6 @@
+"""`python -m kandinsky5`: the command line."""
+
+from kandinsky5.cli.app import main
+
+if __name__ == "__main__":
+    main()

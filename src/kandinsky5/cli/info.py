@@ -1,0 +1,120 @@
+"""`kandinsky5 info`: what this machine and this installation would do.
+
+In: nothing. Out: versions, devices, the choices "auto" stands for, and the models known, on standard output. Refuses to
+know: how those choices are made; it asks the code that makes them.
+"""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+
+from kandinsky5.variants import VARIANTS, Variant, embedded_folder
+from kandinsky5.version import __version__
+
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub", "peft")
+
+
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Print versions, devices, kernels and the models known."""
+    facts = describe()
+    typer.echo(json.dumps(facts) if as_json else _as_text(facts))
+
+
+def describe() -> dict[str, Any]:
+    """Everything `info` prints, as a JSON object. Imports torch, downloads nothing."""
+    from kandinsky5.placement import resolve_device, resolve_dtype
+
+    device = resolve_device()
+    return {
+        "versions": {
+            "kandinsky5": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            **{name: _version(name) for name in LIBRARIES},
+        },
+        "devices": _devices(),
+        "auto": {"device": str(device), "dtype": str(resolve_dtype("auto", device)).removeprefix("torch.")},
+        "attention": _attention_backend(),
+        "kernels": "eager",
+        "models": [_model(variant) for variant in VARIANTS],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    """One entry for each device that can be named, with what decides the dtype there."""
+    import torch
+
+    from kandinsky5.placement import available_devices, has_fast_bfloat16
+
+    entries: list[dict[str, Any]] = []
+    for name in available_devices():
+        if name == "auto":
+            continue
+        device = torch.device(name)
+        entry: dict[str, Any] = {"name": name, "fast_bfloat16": has_fast_bfloat16(device)}
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            entry |= {"hardware": properties.name, "memory_bytes": properties.total_memory}
+        elif device.type == "cpu":
+            entry |= {"hardware": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+        entries.append(entry)
+    return entries
+
+
+def _attention_backend() -> str:
+    """The back end that diffusers' dispatch hands attention to; DIFFUSERS_ATTN_BACKEND changes it."""
+    from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
+
+    return str(DIFFUSERS_ATTN_BACKEND)
+
+
+def _model(variant: Variant) -> dict[str, Any]:
+    from huggingface_hub import try_to_load_from_cache
+
+    if variant.hub_id is None:
+        here = (embedded_folder() / "model_index.json").is_file()
+    else:
+        here = isinstance(try_to_load_from_cache(variant.hub_id, "model_index.json"), str)
+    return {
+        "name": variant.name,
+        "hub_id": variant.hub_id,
+        "task": variant.task,
+        "size": list(variant.size),
+        "approximate_bytes": variant.approximate_bytes,
+        "on_this_machine": here,
+    }
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    lines = [f"{name:<16} {value or 'not installed'}" for name, value in facts["versions"].items()]
+    lines.append("")
+    for device in facts["devices"]:
+        speed = "fast bfloat16" if device["fast_bfloat16"] else "no fast bfloat16"
+        memory = f", {device['memory_bytes'] / 2**30:.0f} GiB" if "memory_bytes" in device else ""
+        threads = f", {device['threads']} threads" if "threads" in device else ""
+        lines.append(f"device {device['name']:<9} {device.get('hardware', '')}{memory}{threads}, {speed}")
+    lines.append(f"{'chosen (auto)':<16} {facts['auto']['device']}, {facts['auto']['dtype']}")
+    lines.append(f"{'attention':<16} {facts['attention']}")
+    lines.append(f"{'kernels':<16} {facts['kernels']}")
+    lines.append("")
+    for model in facts["models"]:
+        size = f"{model['size'][0]}x{model['size'][1]}"
+        place = "on this machine" if model["on_this_machine"] else _absence(model)
+        lines.append(
+            f"model {model['name']:<18} {model['task']:<14} {size:<10} {place:<17} {model['hub_id'] or ''}"
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _absence(model: dict[str, Any]) -> str:
+    return f"{model['approximate_bytes'] / 1e9:.0f} GB to fetch" if model["hub_id"] else "files are missing"

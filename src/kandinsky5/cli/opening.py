@@ -1,0 +1,35 @@
+"""From the words `--model`, `--device` and `--dtype` to an engine.
+
+In: the three options. Out: an `Engine`. Torch is imported here and not earlier. Refuses to know: requests, pictures.
+"""
+
+import logging
+from typing import TYPE_CHECKING
+
+from kandinsky5.variants import resolve_model
+
+if TYPE_CHECKING:
+    from kandinsky5.engine import Engine
+
+
+def open_engine(model: str, device: str, dtype: str) -> "Engine":
+    """Load a model and put an engine around it.
+
+    Raises RequestError for options that name nothing, CheckpointError for files that cannot be read, CapacityError
+    when the device has no room.
+    """
+    source = resolve_model(model)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
+        # Their bars and notes would run through ours; what is wrong with a request is said by our own errors.
+        for library in (diffusers_logging, transformers_logging):
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+    from kandinsky5.engine import Engine
+    from kandinsky5.loading import load_pipeline
+
+    pipeline = load_pipeline(model, device=device, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return Engine(pipeline, source=source.name)

@@ -1,0 +1,71 @@
+"""The options of `kandinsky5 generate`: their names, forms and help.
+
+In: nothing. Out: a type for each option, which typer reads. Refuses to know: what is done with them.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from kandinsky5.cli.targets import PictureFormat
+from kandinsky5.variants import VARIANTS
+
+
+class Precision(StrEnum):
+    """The dtype the weights are run in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Prompt = Annotated[
+    str | None,
+    Argument(
+        help="What the picture shows; - reads one prompt a line from standard input.", show_default=False
+    ),
+]
+Output = Annotated[
+    str | None,
+    Option(
+        "-o",
+        "--output",
+        metavar="FILE|FOLDER/",
+        help="Picture to write, numbered when there are several (name-1.png ...), or a folder for pictures named by "
+        "prompt and seed. Default: the current folder.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    Option(
+        metavar="NAME|ID|FOLDER",
+        help=f"One of {', '.join(v.name for v in VARIANTS)}; a hub id; a folder. Default: {VARIANTS[0].name}.",
+    ),
+]
+Size = Annotated[str | None, Option(metavar="WxH", help="Pixels, multiples of 16. Default: the model's.")]
+Steps = Annotated[int | None, Option(help="Steps of the flow. Default: the model's.")]
+Guidance = Annotated[
+    float | None, Option(help="How closely to follow the prompt; 1 is off. Default: the model's.")
+]
+Negative = Annotated[str | None, Option(metavar="TEXT", help="What to keep away from.")]
+Seed = Annotated[
+    int | None, Option(help="Start of the noise; picture i of --n uses seed + i. Default: a new one.")
+]
+Count = Annotated[int | None, Option("-n", "--n", help="Pictures of each prompt.")]
+FromFile = Annotated[
+    str | None, Option(metavar="FILE", help="Read prompts from a file, one a line; - is standard input.")
+]
+Like = Annotated[
+    Path | None,
+    Option(metavar="PICTURE", help="Start from the request stored in a picture; other options change it."),
+]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[Precision, Option(help="Precision of the weights.")]
+Format = Annotated[PictureFormat | None, Option("--format", help="Default: by the suffix of -o, else png.")]
+Quality = Annotated[int | None, Option(min=1, max=100, help="Of jpg and webp. Default: 92.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace files that are there.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No bar and no remarks.")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON object a picture.")]

@@ -1,0 +1,46 @@
+"""The prompts of one command: an argument, the lines of a file, or those of standard input.
+
+In: what was typed. Out: a list of texts, at least one. Refuses to know: what a prompt means, and its limits.
+"""
+
+import sys
+from pathlib import Path
+
+from kandinsky5.errors import RequestError
+
+STANDARD_INPUT = "-"
+
+
+def read_prompts(prompt: str | None, from_file: str | None) -> list[str]:
+    """One prompt, or one a line from `from_file`; "-" in either place is standard input. Blank lines are skipped.
+
+    Raises RequestError when there is no prompt, more than one source of them, or a file that is not UTF-8 text.
+    """
+    if prompt is not None and from_file is not None:
+        raise RequestError("Prompts come from the argument or from --from-file, not from both.")
+    if prompt is None and from_file is None:
+        raise RequestError(
+            'Say what to draw: kandinsky5 generate "a red circle", --from-file prompts.txt, or - for standard input.'
+        )
+    if prompt is not None and prompt != STANDARD_INPUT:
+        return [prompt]
+    source = STANDARD_INPUT if from_file is None else from_file
+    prompts = [line.strip() for line in _text(source).splitlines() if line.strip()]
+    if not prompts:
+        raise RequestError(f"{_called(source)} holds no prompt; write one a line.")
+    return prompts
+
+
+def _text(source: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if source == STANDARD_INPUT else Path(source).read_bytes()
+    except OSError as error:
+        raise RequestError(f"{_called(source)} cannot be read: {error.strerror}.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{_called(source)} is not UTF-8 text (byte {error.start}).") from error
+
+
+def _called(source: str) -> str:
+    return "Standard input" if source == STANDARD_INPUT else f"Prompt file {source}"
