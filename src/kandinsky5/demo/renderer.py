@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .palette import COLOURS
-from .world import FILLS, MAX_THINGS, SHAPES, Scene
+from kandinsky5.demo.palette import COLOURS
+from kandinsky5.demo.world import FILLS, MAX_THINGS, SHAPES, Scene
 
 FEATURES = 9
 """x, y, radius, angle, red, green, blue (0 to 1), index into `SHAPES`, index into `FILLS`."""

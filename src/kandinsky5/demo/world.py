@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from .layout import POSITIONS, RELATIONS, Point, Relation, arrange
-from .palette import COLOURS, GROUNDS, RGB, Ground, grounds_for, neutral
+from kandinsky5.demo.layout import POSITIONS, RELATIONS, Point, Relation, arrange
+from kandinsky5.demo.palette import COLOURS, GROUNDS, RGB, Ground, grounds_for, neutral
 
 __all__ = [
     "COLOURS",
