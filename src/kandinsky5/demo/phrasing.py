@@ -176,7 +176,7 @@ def listed(
         text = parts[0] + _one(rng, (" next to ", " beside ")) + parts[1]
     elif terse or rng.random() < 0.2:
         text = ", ".join(parts)
-    elif len(parts) == 2 and not relations:
+    elif len(parts) == 2 and not relations and not in_front:
         text = _one(rng, (" and ", " and ", " with ", " plus ", " together with ")).join(parts)
     else:
         text = ", ".join(parts[:-1]) + _one(rng, (" and ", ", and ")) + parts[-1]

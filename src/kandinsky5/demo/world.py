@@ -57,10 +57,10 @@ SIZES: dict[str, tuple[float, float]] = {
 FILLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "solid": (tuple(SHAPES), tuple(SIZES)),
     "outlined": (("square", "triangle", "half-circle", "star", "cross"), ("medium", "large")),
-    "striped": (("circle", "square", "triangle", "half-circle", "star"), ("medium", "large")),
+    "striped": (("circle", "square", "triangle", "half-circle"), ("medium", "large")),
 }
 """The fills, and the shapes and sizes each is drawn with: an outlined circle would be a ring, a line has no inside,
-the arms of a striped cross fall apart, and a small hollow or striped thing is a blur."""
+the arms of a striped star or cross fall apart, and a small hollow or striped thing is a blur."""
 
 MAX_THINGS = 6
 
