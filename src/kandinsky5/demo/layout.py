@@ -171,7 +171,9 @@ def arrange(rng: random.Random, groups: Sequence[tuple[int, float]]) -> list[lis
 
 def _along_an_axis(rng: random.Random, clusters: list[Cluster]) -> list[list[Point]] | None:
     axis = int(rng.random() * 2)
-    reaches = [c.reach[axis] for c in clusters]
+    order = list(range(len(clusters)))
+    rng.shuffle(order)
+    reaches = [clusters[index].reach[axis] for index in order]
     across = max(c.reach[1 - axis] for c in clusters)
     steps = [max(p + q + GAP, RELATION_DISTANCE + 0.03) for p, q in itertools.pairwise(reaches)]
     slack = 1 - 2 * EDGE - reaches[0] - reaches[-1] - sum(steps)
@@ -182,13 +184,15 @@ def _along_an_axis(rng: random.Random, clusters: list[Cluster]) -> list[list[Poi
     unit = slack / sum(shares)
     low, high = EDGE + across, 1 - EDGE - across
     line = low + (high - low) * (0.5 + (rng.random() - 0.5) * rng.random())
-    along, placed = EDGE + reaches[0] + shares[0] * unit, []
-    for index, c in enumerate(clusters):
-        if index:
-            along += steps[index - 1] + shares[index] * unit
+    along = EDGE + reaches[0] + shares[0] * unit
+    placed: dict[int, list[Point]] = {}
+    for step, index in enumerate(order):
+        if step:
+            along += steps[step - 1] + shares[step] * unit
         beside = min(max(line + 0.1 * (rng.random() - 0.5), low), high)
-        placed.append(c.at(along, beside) if axis == 0 else c.at(beside, along))
-    return placed
+        c = clusters[index]
+        placed[index] = c.at(along, beside) if axis == 0 else c.at(beside, along)
+    return [placed[index] for index in range(len(clusters))]
 
 
 def _at_named_places(rng: random.Random, clusters: list[Cluster]) -> list[list[Point]] | None:

@@ -178,7 +178,6 @@ def _draw_kinds(rng: random.Random, split: str) -> list[_Kind]:
                 angle=SHAPES[shape] * (2 * rng.random() - 1),
             )
         )
-    rng.shuffle(kinds)
     return kinds
 
 

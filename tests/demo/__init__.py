@@ -1,0 +1,1 @@
+"""Tests of the embedded model: its world, its captions, its training."""
