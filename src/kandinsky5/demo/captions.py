@@ -113,7 +113,7 @@ def _describe(scene: Scene, rng: random.Random) -> Caption:
 
 def _choose_relations(groups: Sequence[Sequence[Thing]], rng: random.Random) -> list[Related]:
     """None, one or two (of three groups and more), each in either direction."""
-    if len(groups) == 1 or rng.random() > 0.82:
+    if len(groups) == 1 or rng.random() > 0.86:
         return []
     pairs: dict[tuple[int, int], list[Related]] = {}
     for related in true_relations(groups):

@@ -23,7 +23,7 @@ EDGE = 0.025
 
 RELATION_DISTANCE = 0.18
 """A relation holds only if the groups' mean centres are this far apart along its axis ..."""
-RELATION_DOMINANCE = 1.6
+RELATION_DOMINANCE = 2.0
 """... and this many times farther than across it."""
 
 

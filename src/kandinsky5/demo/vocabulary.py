@@ -90,7 +90,7 @@ RELATION_WORDS: dict[str, Words] = {
 RELATION_TO_IT: dict[str, Words] = {
     "left of": ("to {its} left", "on {its} left", "to the left of {it}", "left of {it}"),
     "right of": ("to {its} right", "on {its} right", "to the right of {it}", "right of {it}"),
-    "above": ("above {it}", "over {it}", "right above {it}"),
+    "above": ("above {it}", "over {it}"),
     "below": ("below {it}", "under {it}", "beneath {it}", "underneath {it}"),
 }
 """Towards the thing just named."""
