@@ -10,7 +10,7 @@ def hints_for(prompts: Sequence[str]) -> list[str]:
     """Lines to show when a prompt names nothing of the embedded model's world; empty when all do."""
     from kandinsky5.demo import captions
 
-    strange = [prompt for prompt in prompts if not captions.mentions_shape(prompt)]
+    strange = [prompt for prompt in prompts if not captions.names_a_shape(prompt)]
     if not strange:
         return []
     examples = captions.examples(3, seed=0)

@@ -1,0 +1,1 @@
+"""Edges: the command line and the README, as a person meets them."""

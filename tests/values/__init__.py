@@ -1,0 +1,1 @@
+"""Values: requests, sizes, checkpoints, the public surface. Nothing here needs torch."""
