@@ -41,14 +41,19 @@ _EDIT_SYSTEM = (
 # the spelling later (pull request 84). diffusers 0.42.1 has the corrected words, for editing without the newlines.
 _SPELLINGS = {"release": "promt", "corrected": "prompt"}
 
+_SYSTEMS: Mapping[Task, str] = {"text-to-image": _IMAGE_SYSTEM, "editing": _EDIT_SYSTEM}
+
 TEMPLATES: Mapping[tuple[Task, str], Template] = MappingProxyType(
     {
         (task, name): Template(prefix=system.format(word=word), suffix="<|im_end|>")
-        for task, system in (("text-to-image", _IMAGE_SYSTEM), ("editing", _EDIT_SYSTEM))
+        for task, system in _SYSTEMS.items()
         for name, word in _SPELLINGS.items()
     }
 )
-"""Templates by task and name: "release" (the default) and "corrected"."""
+"""Templates by task and name."""
+
+TEMPLATE_NAMES = tuple(_SPELLINGS)
+"""The default, "release", and "corrected"."""
 
 TEXT_TO_IMAGE = TEMPLATES["text-to-image", "release"]
 EDITING = TEMPLATES["editing", "release"]

@@ -78,6 +78,16 @@ class Conditioning:
             pooled=self.pooled.repeat_interleave(n, dim=0),
         )
 
+    def rows(self, start: int, stop: int) -> Self:
+        """Some of the rows, without the padding that only others needed."""
+        length = int(self.lengths[start:stop].max())
+        return replace(
+            self,
+            text=self.text[start:stop, :length],
+            mask=self.mask[start:stop, :length],
+            pooled=self.pooled[start:stop],
+        )
+
     def pad(self, length: int) -> Self:
         """The same rows with room for `length` tokens; the room is zeros, and masked."""
         room = length - self.text.shape[1]

@@ -7,16 +7,14 @@ file does not know which back ends exist.
 Shapes: B batch, N query tokens, M key tokens, D width, A heads of K channels.
 """
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
-from kandinsky5.model.precision import at_least_float32
-
-RMS_NORM_EPS = torch.finfo(torch.float32).eps
-"""The authors' RMSNorm has no eps of its own: torch then takes that of the dtype it computes in, float32."""
+from kandinsky5.model.precision import PreciseRMSNorm
 
 
 class SoftmaxAttention:
@@ -31,7 +29,9 @@ class SoftmaxAttention:
             query,
             key,
             value,
-            attn_mask=key_mask,
+            attn_mask=None
+            if key_mask is None
+            else key_mask[:, None, None],  # every back end knows (B, 1, 1, M)
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
@@ -50,10 +50,10 @@ class Attention(nn.Module, AttentionModuleMixin):
         self.to_query = nn.Linear(model_dim, model_dim)
         self.to_key = nn.Linear(model_dim, model_dim)
         self.to_value = nn.Linear(model_dim, model_dim)
-        self.query_norm = nn.RMSNorm(head_dim)
-        self.key_norm = nn.RMSNorm(head_dim)
+        self.query_norm = PreciseRMSNorm(head_dim)
+        self.key_norm = PreciseRMSNorm(head_dim)
         self.out_layer = nn.Linear(model_dim, model_dim)
-        self.set_processor(SoftmaxAttention())
+        self.set_processor(SoftmaxAttention())  # type: ignore[operator]
 
     def forward(
         self,
@@ -75,22 +75,19 @@ class Attention(nn.Module, AttentionModuleMixin):
             layer(states).unflatten(-1, (self.num_heads, -1))
             for layer, states in ((self.to_query, x), (self.to_key, source), (self.to_value, source))
         )
-        query = _normalise(query, self.query_norm, rotation)
-        key = _normalise(key, self.key_norm, rotation)
-        return self.out_layer(self.processor(query, key, value, key_mask).flatten(-2))
-
-
-def _normalise(heads: Tensor, norm: nn.RMSNorm, rotation: Tensor | None) -> Tensor:
-    """RMSNorm over the channels of each head, then the rotation, in float32 without rounding in between."""
-    x = at_least_float32(heads)
-    x = F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), RMS_NORM_EPS)
-    if rotation is not None:
-        x = rotate(x, rotation)
-    return x.to(heads.dtype)
+        query, key = self.query_norm(query), self.key_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        attend: Any = self.processor  # a SoftmaxAttention, or what `set_attn_processor` put in its place
+        return self.out_layer(attend(query, key, value, key_mask).flatten(-2))
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each interleaved pair of channels by its token's angle: (B, N, A, K), (N, K / 2, 2) -> (B, N, A, K)."""
+    """Turn each interleaved pair of channels by its token's angle.
+
+    (B, N, A, K) float32 or wider, (N, K / 2, 2) -> (B, N, A, K); rounded only by whoever takes the result.
+    """
     cos, sin = rotation[:, None].to(x.dtype).unbind(-1)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)

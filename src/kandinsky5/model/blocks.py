@@ -77,7 +77,9 @@ class OutputLayer(nn.Module):
         """(B, N, D), (B, time_dim), patches an axis (T, H, W) -> (B, T pt, H ph, W pw, C), dtype of `visual`."""
         shift, scale = self.modulation(time)
         patches = self.out_layer(modulate(visual, shift, scale))
-        x = patches.unflatten(-1, (-1, *self.patch_size)).unflatten(1, tuple(grid))  # (B, T, H, W, C, pt, ph, pw)
+        x = patches.unflatten(-1, (-1, *self.patch_size)).unflatten(
+            1, tuple(grid)
+        )  # (B, T, H, W, C, pt, ph, pw)
         return x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kandinsky5.model.precision import InputPrecisionLinear, at_least_float32
+from kandinsky5.model.precision import InputPrecisionLinear, PreciseLayerNorm
 
 MAX_PERIOD = 10000.0
 """Base of the geometric frequencies, for time and for rotary positions."""
@@ -40,13 +40,11 @@ class TextEmbedding(nn.Module):
     def __init__(self, text_dim: int, out_dim: int):
         super().__init__()
         self.in_layer = nn.Linear(text_dim, out_dim)
-        self.norm = nn.LayerNorm(out_dim)
+        self.norm = PreciseLayerNorm(out_dim)
 
     def forward(self, text: Tensor) -> Tensor:
         """(..., text_dim) -> (..., out_dim), float32 or wider."""
-        x = at_least_float32(self.in_layer(text))
-        weight, bias = self.norm.weight.to(x.dtype), self.norm.bias.to(x.dtype)
-        return nn.functional.layer_norm(x, self.norm.normalized_shape, weight, bias, self.norm.eps)
+        return self.norm(self.in_layer(text))
 
 
 class VisualEmbedding(nn.Module):
@@ -95,7 +93,8 @@ def visual_rotation(
         (N, K / 2, 2), cosine and sine, float32; N in frame, row, column order.
     """
     t, h, w = (
-        rotary_angles(p, dim) / scale for p, dim, scale in zip(positions, axes_dims, scale_factor, strict=True)
+        rotary_angles(p, dim) / scale
+        for p, dim, scale in zip(positions, axes_dims, scale_factor, strict=True)
     )
     grid = (len(t), len(h), len(w), -1)
     angles = torch.cat(

@@ -1,14 +1,20 @@
 """Where float32 is asked for by name.
 
 Comes in: tensors and layers of any floating dtype. Goes out: the same values, never narrower than float32. The rest of
-the network says `at_least_float32` at the places where the released model computed in float32 (time embedding,
-modulation, norms, gates, rotary positions), so that `.to(bfloat16)` and `.half()` change what is stored there but not
-what is computed. Nothing here depends on `torch.autocast`.
+the network uses these at the places where the released model computed in float32 (time embedding, modulation, norms,
+gates, rotary positions), so that `.to(bfloat16)` and `.half()` change what is stored there but not what is computed.
+Nothing here depends on `torch.autocast`.
+
+The layers are modules that are called, not weights that a parent reads: offload hooks bring a leaf's weights to the
+device when the leaf is called.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+RMS_NORM_EPS = torch.finfo(torch.float32).eps
+"""The authors' RMSNorm has no eps of its own: torch then takes that of the dtype it computes in, float32."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -27,3 +33,23 @@ class InputPrecisionLinear(nn.Linear):
         """(..., in_features) -> (..., out_features), same dtype."""
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class PreciseLayerNorm(nn.LayerNorm):
+    """Layer norm in float32 or wider, returned in it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., D) -> (..., D), at least float32."""
+        x = at_least_float32(input)
+        return F.layer_norm(
+            x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
+        )
+
+
+class PreciseRMSNorm(nn.RMSNorm):
+    """RMS norm in float32 or wider, returned in it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., K) -> (..., K), at least float32."""
+        x = at_least_float32(input)
+        return F.rms_norm(x, tuple(self.normalized_shape), self.weight.to(x.dtype), RMS_NORM_EPS)

@@ -6,7 +6,7 @@ outside).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -63,9 +63,14 @@ class Kandinsky5Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, At
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["TextBlock", "VisualBlock"]
-    _repeated_blocks = ["TextBlock", "VisualBlock"]
-    _keep_in_fp32_modules = ["time_embeddings", "modulation", "visual_modulation", "text_modulation"]
+    _no_split_modules: ClassVar[list[str]] = ["TextBlock", "VisualBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["TextBlock", "VisualBlock"]
+    _keep_in_fp32_modules: ClassVar[list[str]] = [
+        "time_embeddings",
+        "modulation",
+        "visual_modulation",
+        "text_modulation",
+    ]
 
     @register_to_config
     def __init__(
@@ -156,7 +161,18 @@ class Kandinsky5Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, At
         Raises:
             RequestError: shapes that do not fit together, or sparse attention.
         """
-        self._check_inputs(hidden_states, encoder_hidden_states, sparse_params, encoder_attention_mask)
+        if sparse_params is not None:
+            raise RequestError(
+                "sparse_params belong to the sparse attention of the video models; pass None to this image network."
+            )
+        self._check_latents(hidden_states, visual_rope_pos)
+        self._check_conditioning(
+            len(hidden_states),
+            encoder_hidden_states,
+            pooled_projections,
+            text_rope_pos,
+            encoder_attention_mask,
+        )
         # The norm's weight is never quantised, adapted or kept in float32: it has the dtype the blocks run in.
         dtype = self.text_embeddings.norm.weight.dtype
         ends_dtype = torch.promote_types(hidden_states.dtype, dtype)
@@ -180,35 +196,59 @@ class Kandinsky5Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, At
     def _time_vector(self, timestep: Tensor | float | int, pooled: Tensor) -> Tensor:
         """(B, time_dim), float32 or wider: the time, shifted by the pooled prompt."""
         pooled_embedding = self.pooled_text_embeddings(pooled)
-        time = torch.as_tensor(timestep, device=pooled.device).to(pooled_embedding.dtype)
-        return self.time_embeddings(time.reshape(-1).expand(pooled.shape[0])) + pooled_embedding
+        time = torch.as_tensor(timestep, device=pooled.device).to(pooled_embedding.dtype).reshape(-1)
+        if len(time) not in (1, len(pooled)):
+            raise RequestError(
+                f"timestep must be a scalar or one a row ({len(pooled)}), got {len(time)} times."
+            )
+        return self.time_embeddings(time.expand(len(pooled))) + pooled_embedding
 
     def _run(self, block: nn.Module, *args: Any) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
-    def _check_inputs(
-        self, latents: Tensor, text: Tensor, sparse_params: dict[str, Any] | None, mask: Tensor | None
-    ) -> None:
-        if sparse_params is not None:
-            raise RequestError(
-                "sparse_params belong to the sparse attention of the video models; pass None to this image network."
-            )
+    def _check_latents(self, latents: Tensor, positions: Sequence[Tensor]) -> None:
         if latents.ndim != 5 or latents.shape[-1] != self.input_channels:
             raise RequestError(
                 f"hidden_states must be (batch, frames, height, width, {self.input_channels}), got "
                 f"{tuple(latents.shape)}."
             )
-        grid = [size / patch for size, patch in zip(latents.shape[1:4], self.config.patch_size, strict=True)]
-        if any(n != int(n) or not 1 <= n <= MAX_VISUAL_POSITIONS for n in grid):
+        sizes, patch_size = tuple(latents.shape[1:4]), tuple(self.config.patch_size)
+        grid = tuple(size // patch for size, patch in zip(sizes, patch_size, strict=True))
+        whole = all(size % patch == 0 for size, patch in zip(sizes, patch_size, strict=True))
+        if not whole or min(grid) < 1 or max(grid) > MAX_VISUAL_POSITIONS:
             raise RequestError(
-                f"Frames, height and width {tuple(latents.shape[1:4])} must be multiples of "
-                f"{tuple(self.config.patch_size)} and at most {MAX_VISUAL_POSITIONS} patches each."
+                f"Frames, height and width {sizes} of hidden_states must be multiples of {patch_size} and at most "
+                f"{MAX_VISUAL_POSITIONS} patches each."
+            )
+        if tuple(len(p) for p in positions) != grid:
+            raise RequestError(
+                f"visual_rope_pos must have one position a patch, {grid}; got {tuple(len(p) for p in positions)}."
+            )
+
+    def _check_conditioning(
+        self, rows: int, text: Tensor, pooled: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> None:
+        widths = self.config.in_text_dim, self.config.in_text_dim2
+        if text.ndim != 3 or len(text) != rows or text.shape[2] != widths[0]:
+            raise RequestError(
+                f"encoder_hidden_states must be ({rows}, text tokens, {widths[0]}), got {tuple(text.shape)}."
+            )
+        if tuple(pooled.shape) != (rows, widths[1]):
+            raise RequestError(
+                f"pooled_projections must be ({rows}, {widths[1]}), got {tuple(pooled.shape)}."
             )
         if text.shape[1] > MAX_TEXT_POSITIONS:
-            raise RequestError(f"{text.shape[1]} text tokens; the network has positions for {MAX_TEXT_POSITIONS}.")
+            raise RequestError(
+                f"{text.shape[1]} text tokens; the network has positions for {MAX_TEXT_POSITIONS}."
+            )
+        if tuple(positions.shape) != (text.shape[1],):
+            raise RequestError(
+                f"text_rope_pos must have one position a text token, ({text.shape[1]},); got {tuple(positions.shape)}."
+            )
         if mask is not None and mask.shape != text.shape[:2]:
             raise RequestError(
-                f"encoder_attention_mask must be (batch, text tokens) = {tuple(text.shape[:2])}, got {tuple(mask.shape)}."
+                f"encoder_attention_mask must be (batch, text tokens) = {tuple(text.shape[:2])}, got "
+                f"{tuple(mask.shape)}."
             )

@@ -1,0 +1,197 @@
+"""What every Kandinsky 5 image pipeline is: seven components, what their checkpoint says, and a running call.
+
+Comes in: components, or a saved folder. Goes out: defaults, starting noise, denoised latents. The order of a call, and
+everything about prompts and sources, is in the pipelines themselves.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import KandinskyLoraLoaderMixin
+from diffusers.models import AutoencoderKL
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from kandinsky5 import denoise
+from kandinsky5 import latents as latent_stage
+from kandinsky5.errors import RequestError
+from kandinsky5.geometry import NATIVE_SIZES, VAE_FACTOR
+from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.pipelines.callbacks import TENSOR_NAMES, StepCallback, apply_callback
+from kandinsky5.pipelines.published import published_index, with_our_classes
+from kandinsky5.prompts import TEMPLATE_NAMES, Task
+
+
+class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
+    """Base of the public pipelines.
+
+    Args:
+        transformer: the network.
+        vae: FLUX's autoencoder; its config gives the size of a latent and the default size of a picture.
+        text_encoder: Qwen2.5-VL.
+        tokenizer: its processor, or only its tokenizer.
+        text_encoder_2: CLIP's text model.
+        tokenizer_2: its tokenizer.
+        scheduler: a flow-matching scheduler; its `shift` belongs to the checkpoint.
+        default_steps, default_guidance: used by a call that names none; saved with the checkpoint.
+        template: "release" (the words the published weights were trained with) or "corrected".
+
+    Attributes:
+        batched_guidance: evaluate both guidance branches in one forward pass (they fall apart into two by themselves
+            when memory does not allow it).
+    """
+
+    task: ClassVar[Task]
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
+    _callback_tensor_inputs: ClassVar[list[str]] = list(TENSOR_NAMES)
+
+    def __init__(
+        self,
+        transformer: Kandinsky5Transformer3DModel,
+        vae: AutoencoderKL,
+        text_encoder: Qwen2_5_VLForConditionalGeneration,
+        tokenizer: Any,
+        text_encoder_2: CLIPTextModel,
+        tokenizer_2: CLIPTokenizer,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        default_steps: int = 50,
+        default_guidance: float = 3.5,
+        template: str = "release",
+    ):
+        super().__init__()
+        if template not in TEMPLATE_NAMES:
+            raise RequestError(f"template={template!r} is not one of {', '.join(TEMPLATE_NAMES)}.")
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            scheduler=scheduler,
+        )
+        self.register_to_config(
+            default_steps=default_steps, default_guidance=default_guidance, template=template
+        )
+        levels = len(vae.config.block_out_channels) if vae is not None else None
+        self.vae_scale_factor_spatial = VAE_FACTOR if levels is None else 2 ** (levels - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
+        self.batched_guidance = True
+
+    # -- What the checkpoint says ---------------------------------------------------------------------------------
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """`model_index.json`, with the network's class replaced by ours in memory."""
+        return with_our_classes(super().load_config(*args, **kwargs))
+
+    def register_modules(self, **kwargs: Any) -> None:
+        """Register components under the names that other libraries find in a saved `model_index.json`."""
+        super().register_modules(**kwargs)
+        self.register_to_config(**published_index({name: self.config[name] for name in kwargs}))
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(width, height) of a picture whose size is not given, from the autoencoder's `sample_size`."""
+        if self.vae is None:
+            return NATIVE_SIZES[0]
+        side = self.vae.config.sample_size
+        return (side, side) if isinstance(side, int) else (side[1], side[0])
+
+    @property
+    def default_steps(self) -> int:
+        """Steps of a call that names none."""
+        return self.config.default_steps
+
+    @property
+    def default_guidance(self) -> float:
+        """Guidance of a call that names none."""
+        return self.config.default_guidance
+
+    @property
+    def resolutions(self) -> list[tuple[int, int]]:
+        """(width, height) pairs the checkpoint was trained on. Other multiples of 16 can be run."""
+        return list(NATIVE_SIZES) if self.default_size in NATIVE_SIZES else [self.default_size]
+
+    # -- State that a callback may read and change during a call ----------------------------------------------------
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the running call; a callback may set `_guidance_scale` for the steps that follow."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Network times of the running call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` to True to end the running call after the current step."""
+        return self._interrupt
+
+    # -- Parts of a call ----------------------------------------------------------------------------------------------
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int = 16,
+        height: int = 1024,
+        width: int = 1024,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Starting noise (batch_size, 1, height / 8, width / 8, channels), or the caller's latents, checked and moved.
+
+        Raises:
+            RequestError: latents of another shape, or a list of generators that is not one a picture.
+        """
+        device = device or self._execution_device
+        factor = self.vae_scale_factor_spatial
+        shape = (batch_size, 1, height // factor, width // factor, num_channels_latents)
+        if latents is None:
+            return latent_stage.noise(
+                *(shape[0], shape[2], shape[3], shape[4]),
+                generator=generator,
+                device=device,
+                dtype=dtype or torch.float32,
+            )
+        if tuple(latents.shape) != shape:
+            raise RequestError(
+                f"latents must be (pictures, 1, height / {factor}, width / {factor}, channels) = {shape}, got "
+                f"{tuple(latents.shape)}."
+            )
+        return latents.to(device=device, dtype=dtype)
+
+    def _denoise(
+        self,
+        run: denoise.Run,
+        steps: int,
+        device: torch.device,
+        callback: StepCallback | None,
+        names: list[str],
+    ) -> None:
+        """Run the steps under a progress bar, with the user's callback after each."""
+        timesteps = denoise.set_times(self.scheduler, steps, device)
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+
+            def on_step(i: int, timestep: Tensor, run: denoise.Run) -> None:
+                if callback is not None:
+                    apply_callback(callback, self, i, timestep, run, names)
+                run.guidance, run.stop = self._guidance_scale, self._interrupt
+                progress_bar.update()
+
+            denoise.denoise(run, transformer=self.transformer, scheduler=self.scheduler, on_step=on_step)
+
+    def _pictures(self, latents: Tensor, output_type: str) -> Any:
+        """Latents as what the caller asked for."""
+        if output_type == "latent":
+            return latents
+        return self.image_processor.postprocess(latent_stage.decode(latents, self.vae), output_type=output_type)

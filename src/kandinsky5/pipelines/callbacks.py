@@ -1,0 +1,67 @@
+"""diffusers' step callbacks over our `Run`.
+
+Comes in: a callback as diffusers documents it, and the run it may look at and change. Goes out: the changed run. It
+refuses to know what the tensors mean.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from torch import Tensor
+
+from kandinsky5.denoise import Run
+from kandinsky5.records import Conditioning
+
+StepCallback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
+"""A function, or one of diffusers' callback objects, which are called the same way."""
+
+TENSOR_NAMES = (
+    "latents",
+    "prompt_embeds_qwen",
+    "prompt_embeds_clip",
+    "negative_prompt_embeds_qwen",
+    "negative_prompt_embeds_clip",
+)
+"""What a callback may ask for and give back."""
+
+
+def tensor_inputs(callback: StepCallback | None, names: list[str] | None) -> list[str]:
+    """The tensors a callback is given: what its own class says, else `names`, else the latents."""
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        return callback.tensor_inputs
+    return ["latents"] if names is None else names
+
+
+def apply_callback(
+    callback: StepCallback, pipeline: Any, i: int, timestep: Tensor, run: Run, names: list[str]
+) -> None:
+    """Hand `names` of the run's tensors to the callback, and put what it returns back into the run."""
+    tensors = {
+        "latents": run.latents,
+        "prompt_embeds_qwen": run.positive.text,
+        "prompt_embeds_clip": run.positive.pooled,
+        "negative_prompt_embeds_qwen": run.negative.text if run.negative else None,
+        "negative_prompt_embeds_clip": run.negative.pooled if run.negative else None,
+    }
+    changed = callback(pipeline, i, timestep, {name: tensors[name] for name in names}) or {}
+    run.latents = changed.get("latents", run.latents).to(torch.float32)
+    run.positive = _with_embeds(
+        run.positive, changed.get("prompt_embeds_qwen"), changed.get("prompt_embeds_clip")
+    )
+    if run.negative is not None:
+        run.negative = _with_embeds(
+            run.negative,
+            changed.get("negative_prompt_embeds_qwen"),
+            changed.get("negative_prompt_embeds_clip"),
+        )
+
+
+def _with_embeds(old: Conditioning, text: Tensor | None, pooled: Tensor | None) -> Conditioning:
+    """The conditioning with replaced tensors. Text states of another shape have no padding."""
+    text = old.text if text is None else text
+    mask = old.mask
+    if text.shape[:2] != mask.shape:
+        mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+    return Conditioning(text=text, mask=mask, pooled=old.pooled if pooled is None else pooled)
