@@ -1,0 +1,130 @@
+"""A finished run becomes a folder in the published layout, and travels as a few files.
+
+Comes in: a working folder with a training state, an autoencoder and tokenizers. Goes out: `model_index.json` and a
+folder a component, bfloat16 tensors in shards under 16 MiB; or an archive of such a folder in parts. It does not know
+how to draw or to train.
+
+Everything is stored in bfloat16, also the layers that `_keep_in_fp32_modules` computes in float32: they would add 5 MB.
+"""
+
+import json
+import logging
+import shutil
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from kandinsky5.demo.architecture import MAX_SHARD, build_scheduler, cast_parameters, size_table
+from kandinsky5.demo.autoencoder_training import FOLDER as AUTOENCODER
+from kandinsky5.demo.text_to_image_training import STATE, TextToImageRecipe, build_modules
+from kandinsky5.demo.tokenizers import FOLDER as TOKENIZERS
+from kandinsky5.demo.tokenizers import load_tokenizers
+from kandinsky5.errors import CheckpointError
+from kandinsky5.train.state_file import load_state
+from kandinsky5.train.update import Update
+
+logger = logging.getLogger(__name__)
+
+PART_BYTES = 15 * 2**20
+
+MODEL_INDEX: Mapping[str, Any] = {
+    "_class_name": "Kandinsky5T2IPipeline",
+    "_diffusers_version": "0.42.1",
+    "default_steps": 30,
+    "default_guidance": 3.0,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+    "text_encoder_2": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "Qwen2_5_VLProcessor"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "transformer": ["diffusers", "Kandinsky5Transformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+"""The published index, and two settings that depend on the checkpoint."""
+
+
+def export(recipe: TextToImageRecipe, work: Path, folder: Path) -> None:
+    """Write the averaged weights of a run, its autoencoder and its tokenizers to `folder`, replacing what is there.
+
+    Raises CheckpointError where `work` holds no state, or one that belongs to another architecture.
+    """
+    qwen, clip = load_tokenizers(work / TOKENIZERS)
+    modules = build_modules(recipe, qwen, clip)
+    update = Update(modules.parameters(), recipe.update)
+    update.restore(*load_state(work / STATE))
+    learnt = modules.parameters()
+    with torch.no_grad():
+        for name, average in update.average().items():
+            learnt[name].copy_(average)
+    components = {
+        "transformer": modules.network,
+        "text_encoder": modules.text_encoder,
+        "text_encoder_2": modules.pooled_encoder,
+    }
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(work / TOKENIZERS, partial)
+    shutil.copytree(work / AUTOENCODER, partial / "vae")
+    for name, module in components.items():
+        cast_parameters(module, torch.bfloat16, all_of_them=True)
+        module.save_pretrained(partial / name, max_shard_size=MAX_SHARD)
+    build_scheduler().save_pretrained(partial / "scheduler")
+    (partial / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+    for path in partial.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes files that only their owner may read
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+    autoencoder = AutoencoderKL.from_pretrained(folder / "vae")
+    logger.info("%s", size_table(components | {"vae": autoencoder}))
+    logger.info("%s: %.2f MB after %d steps", folder, folder_bytes(folder) / 1e6, update.step)
+
+
+def folder_bytes(folder: Path) -> int:
+    """The size of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def pack_archive(folder: Path, destination: Path, *, part_bytes: int = PART_BYTES) -> list[Path]:
+    """Write `folder` as `NAME.tar.gz.0`, `.1`, ... in `destination`, each at most `part_bytes`."""
+    destination.mkdir(parents=True, exist_ok=True)
+    whole = destination / f"{folder.name}.tar.gz"
+    with tarfile.open(whole, "w:gz", compresslevel=6) as archive:
+        archive.add(folder, arcname=folder.name)
+    parts: list[Path] = []
+    with whole.open("rb") as source:
+        while content := source.read(part_bytes):
+            parts.append(whole.with_name(f"{whole.name}.{len(parts)}"))
+            parts[-1].write_bytes(content)
+    whole.unlink()
+    return parts
+
+
+def unpack_archive(source: Path, name: str, destination: Path) -> Path:
+    """Join `NAME.tar.gz.*` of `source` and unpack them as `destination / NAME`.
+
+    Raises CheckpointError where parts are missing or damaged.
+    """
+    parts = sorted(source.glob(f"{name}.tar.gz.*"), key=lambda path: int(path.suffix[1:]))
+    if [path.suffix for path in parts] != [f".{i}" for i in range(len(parts))] or not parts:
+        raise CheckpointError(
+            f"{source} holds {[path.name for path in parts]}, not all parts of {name}.tar.gz."
+        )
+    destination.mkdir(parents=True, exist_ok=True)
+    whole = destination / f"{name}.tar.gz"
+    try:
+        with whole.open("wb") as file:
+            for part in parts:
+                file.write(part.read_bytes())
+        with tarfile.open(whole, "r:gz") as archive:
+            archive.extractall(destination, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"The parts of {name}.tar.gz in {source} do not make an archive: {error}"
+        ) from error
+    finally:
+        whole.unlink(missing_ok=True)
+    return destination / name

@@ -1,0 +1,195 @@
+"""Masters, average, schedule and state: what stands between gradients and published weights."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.train.ema import Ema, warmed_decay
+from kandinsky5.train.masters import Masters
+from kandinsky5.train.run import Limits, resume, run
+from kandinsky5.train.schedule import learning_rate
+from kandinsky5.train.state_file import load_state, save_state
+from kandinsky5.train.update import Update, UpdateSettings
+
+SETTINGS = UpdateSettings(steps=6, peak=1e-2, warmup=2)
+
+
+def small_net(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.GELU(), nn.Linear(7, 3)).to(dtype)
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+
+
+def test_flat_masters_train_as_torch_does_in_float32() -> None:
+    ours, theirs = small_net(), small_net()
+    update = Update(dict(ours.named_parameters()), SETTINGS)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.01},
+        {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
+    for step in range(SETTINGS.steps):
+        (ours(batch(step)).square().sum() * 10).backward()
+        update.masters.take_gradients()
+        norm = update()
+        (theirs(batch(step)).square().sum() * 10).backward()
+        expected = nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        for group in reference.param_groups:
+            group["lr"] = learning_rate(step, steps=6, peak=1e-2, warmup=2, decay_share=0.25)
+        reference.step()
+        reference.zero_grad()
+        torch.testing.assert_close(norm, expected)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_masters_keep_what_bfloat16_would_swallow() -> None:
+    weight = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
+    masters = Masters({"weight": weight})
+    for _ in range(8):
+        with torch.no_grad():
+            masters.flat["matrices"] += 1e-3
+        masters.give_back()
+    # 1 + 0.001 rounds to 1 in bfloat16, eight times over; 1.008 does not.
+    assert weight.dtype == torch.bfloat16
+    assert torch.equal(weight, torch.full_like(weight, 1.0078125))
+
+
+def test_micro_batches_add_up_in_float32() -> None:
+    net = small_net(torch.bfloat16)
+    masters = Masters(dict(net.named_parameters()))
+    expected = {name: torch.zeros(p.shape) for name, p in net.named_parameters()}
+    for step in range(3):
+        loss = net(batch(step).bfloat16()).float().square().sum()
+        for (name, _), g in zip(
+            net.named_parameters(),
+            torch.autograd.grad(loss, list(net.parameters()), retain_graph=True),
+            strict=True,
+        ):
+            expected[name] += g.float()
+        loss.backward()
+        masters.take_gradients()
+    taken = masters.named(masters.gradients)
+    for name, gradient in expected.items():
+        assert torch.equal(taken[name], gradient)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_parameter_without_gradient_is_named() -> None:
+    net = small_net()
+    masters = Masters(dict(net.named_parameters()))
+    net[0](batch(0)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"3\.weight"):
+        masters.take_gradients()
+
+
+def test_the_average_follows_its_formula() -> None:
+    values = [torch.tensor([float(v)]) for v in (4.0, 8.0, -2.0)]
+    ema = Ema({"w": torch.tensor([1.0])}, decay=0.25)
+    expected = 1.0
+    for n, value in enumerate(values, start=1):
+        ema.update({"w": value})
+        d = min(0.25, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * float(value)
+    assert float(ema.average["w"]) == pytest.approx(expected, rel=1e-6)
+    assert warmed_decay(0.999, 1) == pytest.approx(2 / 11)
+    assert warmed_decay(0.999, 10**6) == 0.999
+    with pytest.raises(ValueError, match=r"1\.0"):
+        Ema({}, decay=1.0)
+
+
+def test_the_schedule_rises_stays_and_falls() -> None:
+    rates = [learning_rate(s, steps=100, peak=2.0, warmup=10, decay_share=0.25) for s in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9:76] == [2.0] * 67
+    assert rates[-1] == pytest.approx(2.0 / 25)
+    assert all(a > b for a, b in pairwise(rates[75:]))
+    with pytest.raises(ValueError, match="100"):
+        learning_rate(100, steps=100, peak=2.0, warmup=10, decay_share=0.25)
+
+
+def train(path: Path, stop_at: int | None) -> Update:
+    net = small_net(torch.bfloat16)
+    update = Update(dict(net.named_parameters()), SETTINGS)
+    resume(update, path, {"steps": 6})
+
+    def gradients(inputs: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        loss = net(inputs.bfloat16()).float().square().mean()
+        loss.backward()
+        update.masters.take_gradients()
+        return {"loss": loss}
+
+    run(
+        update,
+        (batch(step) for step in range(update.step, SETTINGS.steps)),
+        gradients,
+        rows_per_batch=4,
+        recipe={"steps": 6},
+        path=path,
+        limits=Limits(stop_at=stop_at),
+    )
+    return update
+
+
+def test_a_continued_run_is_the_unbroken_one_bit_for_bit(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole" / "state.safetensors", None)
+    broken = tmp_path / "broken" / "state.safetensors"
+    assert train(broken, 2).step == 2
+    assert train(broken, 4).step == 4
+    continued = train(broken, None)
+    a, b = whole.state(), continued.state()
+    assert a[1] == b[1]
+    for name, tensor in a[0].items():
+        assert torch.equal(tensor, b[0][name]), name
+    lines = [json.loads(line) for line in broken.with_name("log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert all(line["gradient_norm"] > 0 for line in lines)
+
+
+def test_a_run_with_no_time_left_still_saves_a_whole_step(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    net = small_net()
+    update = Update(dict(net.named_parameters()), SETTINGS)
+
+    def gradients(inputs: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        net(inputs).sum().backward()
+        update.masters.take_gradients()
+        return {}
+
+    finished = run(
+        update,
+        (batch(step) for step in range(6)),
+        gradients,
+        rows_per_batch=4,
+        recipe={},
+        path=path,
+        limits=Limits(max_seconds=0.0),
+    )
+    assert not finished
+    assert load_state(path)[1]["step"] == 1
+
+
+def test_other_settings_and_other_parameters_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    train(path, 2)
+    with pytest.raises(RequestError, match="steps"):
+        resume(Update(dict(small_net().named_parameters()), SETTINGS), path, {"steps": 7})
+    other = nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match="other parameters"):
+        resume(Update(dict(other.named_parameters()), SETTINGS), path, {"steps": 6})
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"a": torch.ones(2)}, {"step": 1})
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+        load_state(path)
