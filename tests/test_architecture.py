@@ -53,7 +53,9 @@ def imported_names(tree: ast.AST, package: str) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            module = (
+                resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
+            )
             names |= {f"{module}.{alias.name}" for alias in node.names}
     return names
 
@@ -83,7 +85,9 @@ def test_every_module_has_a_row_and_every_row_a_module() -> None:
 
 def test_every_arrow_is_in_the_table() -> None:
     table = read_table()
-    strangers = {f"{unit} -> {to}" for unit, found in all_arrows().items() for to in found - table[unit].may_import}
+    strangers = {
+        f"{unit} -> {to}" for unit, found in all_arrows().items() for to in found - table[unit].may_import
+    }
     assert not strangers, "imports that docs/architecture.md does not allow"
 
 
@@ -141,7 +145,9 @@ def test_values_import_only_the_standard_library_and_each_other() -> None:
 def test_no_tensor_library_is_loaded_before_it_is_needed(statement: str) -> None:
     heavy = "torch, numpy, transformers, diffusers, accelerate, huggingface_hub, PIL"
     check = f"import sys; bad = {{*'{heavy}'.split(', ')}} & {{*sys.modules}}; assert not bad, bad"
-    done = subprocess.run([sys.executable, "-c", f"{statement}\n{check}"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\n{check}"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -116,7 +116,8 @@ def draw(job: Job, opener: OpenEngine) -> None:
             pictures = engine.generate(request, on_step=bar.on_step)
             for picture, path in zip(pictures, paths, strict=True):
                 write_picture(picture, path, job.format, quality=job.quality, overwrite=job.overwrite)
-                typer.echo(_line(picture, path, job.as_json))
+                with bar.aside():
+                    typer.echo(_line(picture, path, job.as_json))
 
 
 def _changes(size: str | None, **settings: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ In: the text to show and steps as they are done. Out: nothing but the bar; stand
 know: requests, pictures, files.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,6 +37,13 @@ class StepBar:
         self._before = int(self._bar.tasks[0].completed)
         self._bar.update(self._task, description=text, place=place)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar off the terminal while a line is printed to standard output, which may be the same one."""
+        self._bar.stop()
+        yield
+        self._bar.start()
+
     def on_step(self, done: int, total: int) -> None:
         """After `done` of `total` steps of the present prompt."""
         self._bar.update(self._task, completed=self._before + done)
@@ -64,6 +70,5 @@ def _progress(console: Console, shown: bool, *columns: ProgressColumn) -> Progre
         console=console,
         transient=True,
         disable=not (shown and console.is_terminal),
-        # A redirected standard output must stay one line a picture.
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=False,
     )

@@ -1,0 +1,99 @@
+"""The README does what it says: its commands and snippets are run, its tables compared with the code."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kandinsky5.cli.app import ExitCode
+from kandinsky5.variants import VARIANTS, embedded_folder
+
+from .conftest import CommandLine
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TABLE_COMMANDS = re.findall(r"^\|[^|]*\| `(kandinsky5 [^`]*)`", README, re.MULTILINE)
+
+
+def script() -> str:
+    """The console script of the environment that runs the tests."""
+    path = Path(sys.executable).parent / "kandinsky5"
+    assert path.is_file(), "the package is not installed here; the README's test command installs it"
+    return str(path)
+
+
+def test_the_first_command_draws_a_picture(tmp_path: Path) -> None:
+    """Its last part, with the installed package; `.ci/run` and its first parts are the same for the tests' command."""
+    install, _, draw = SHELL[0].strip().rpartition(" && ")
+    assert install == "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ."
+    program, *arguments = shlex.split(draw)
+    assert program == ".venv/bin/kandinsky5"
+    done = subprocess.run([script(), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(tmp_path / "picture.png") as image:
+        assert image.size == (256, 256)
+
+
+def test_every_other_command_is_understood(command: CommandLine) -> None:
+    """They run over an engine that paints plain squares; the folder holds the files they name."""
+    assert len(TABLE_COMMANDS) == 5
+    Path("prompts.txt").write_text("a red circle\ntwo rings\n")
+    assert command("generate", "a star", "-o", "picture.png").code == 0
+    others = [line.replace(".venv/bin/", "") for line in SHELL[1].strip().splitlines()]
+    for line in [*TABLE_COMMANDS, *others]:
+        done = command(*shlex.split(line)[1:])
+        assert (done.code, done.err) == (0, ""), line
+    assert {"larger.png", "cat.png"} <= set(command.files())
+    assert sum(name.startswith("stars/a-green-star-") for name in command.files()) == 4
+
+
+def test_the_published_snippet_runs_with_the_embedded_model() -> None:
+    """As in the README, but for what only a large GPU and a download can do: model, device, size and steps."""
+    snippet = PYTHON[0]
+    for ours, theirs in (
+        (f'"{embedded_folder()}"', '"kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"'),
+        ('device="cpu"', 'device="cuda"'),
+        ("height=256", "height=1024"),
+        ("width=256", "width=1024"),
+        ("num_inference_steps=2", "num_inference_steps=50"),
+    ):
+        assert snippet.count(theirs) == 1
+        snippet = snippet.replace(theirs, ours)
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    assert isinstance(names["output"], Image.Image) and names["output"].size == (256, 256)
+
+
+def test_the_snippet_of_the_embedded_model_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(PYTHON[1], {})
+    with Image.open("stars.png") as image:
+        assert image.size == (256, 256)
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    table = README.split("| exit code |")[1].split("\n\n")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(ExitCode)
+
+
+def test_links_and_models_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for model in re.findall(r"--model (\S+)", README):
+        assert model in [variant.name for variant in VARIANTS]
+
+
+def test_ci_reads_the_test_command_from_here() -> None:
+    """`.ci/run` takes the line that starts with `python3 -m venv` below this heading and splits it at its last `&&`."""
+    line = README.split("## Run the tests")[1].split("```sh\n")[1].split("\n")[0]
+    assert line == (
+        "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]' && "
+        ".venv/bin/python -m pytest -q"
+    )
+    assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

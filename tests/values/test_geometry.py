@@ -1,0 +1,93 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kandinsky5 import geometry
+from kandinsky5.errors import RequestError
+from kandinsky5.geometry import check_size, nearest_native, nearest_runnable, parse_size
+
+SIDES = st.integers(-100, 5000)
+
+
+def test_the_numbers_of_the_published_system() -> None:
+    assert (geometry.VAE_FACTOR, geometry.PATCH, geometry.SIZE_MULTIPLE) == (8, 2, 16)
+    assert (geometry.SMALLEST_SIDE, geometry.LARGEST_SIDE) == (16, 2048)
+    landscape = {(1408, 640), (1280, 768), (1152, 896)}
+    assert set(geometry.NATIVE_SIZES) == {(1024, 1024)} | landscape | {(h, w) for w, h in landscape}
+    assert geometry.latent_size(1408, 640) == (176, 80)
+    assert geometry.token_count(1024, 1024) == 4096
+
+
+@given(SIDES, SIDES)
+def test_the_nearest_runnable_size_runs_and_none_is_nearer(width: int, height: int) -> None:
+    near = nearest_runnable(width, height)
+    check_size(*near)
+    for asked, got in zip((width, height), near, strict=True):
+        assert abs(asked - got) == min(abs(asked - side) for side in range(16, 2049, 16))
+
+
+@given(SIDES, SIDES)
+def test_exactly_the_multiples_within_bounds_pass(width: int, height: int) -> None:
+    runs = all(side in range(16, 2049, 16) for side in (width, height))
+    try:
+        check_size(width, height)
+    except RequestError:
+        assert not runs
+    else:
+        assert runs
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (1024, 1000, "Height 1000 is not a multiple of 16; the nearest that is: 992 or 1008."),
+        (1000, 1024, "Width 1000 is not a multiple of 16; the nearest that is: 992 or 1008."),
+        (4096, 1024, "Width 4096 is outside 16 to 2048; the nearest that works: 2048."),
+        (1024, 0, "Height 0 is outside 16 to 2048; the nearest that works: 16."),
+        (1024, -16, "Height -16 is outside 16 to 2048; the nearest that works: 16."),
+        (1024.0, 1024, "Width 1024.0 is not a whole number of pixels."),
+        (True, 1024, "Width True is not a whole number of pixels."),
+    ],
+)
+def test_a_refusal_names_the_side_and_what_would_work(width: int, height: int, message: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        check_size(width, height)
+    assert str(refusal.value) == message
+
+
+def test_another_system_has_other_multiples_and_bounds() -> None:
+    check_size(24, 40, multiple=8, largest=40)
+    with pytest.raises(RequestError, match="outside 8 to 40; the nearest that works: 40"):
+        check_size(24, 48, multiple=8, largest=40)
+    assert nearest_runnable(21, 3, multiple=8) == (24, 8)
+    with pytest.raises(RequestError, match="the nearest that is: 40"):
+        check_size(42, 40, multiple=8, largest=44)
+
+
+@pytest.mark.parametrize("size", geometry.NATIVE_SIZES)
+def test_every_native_size_is_its_own_nearest_at_any_scale(size: tuple[int, int]) -> None:
+    assert nearest_native(*size) == size
+    assert nearest_native(size[0] * 3, size[1] * 3) == size
+
+
+def test_the_nearest_native_is_by_height_over_width_as_the_authors_choose() -> None:
+    # height / width 1.5 lies between 1.286 (896x1152) and 1.667 (768x1280), nearer the latter.
+    assert nearest_native(1000, 1500) == (768, 1280)
+    # width / height 1.5 is 0.667: nearer 0.6 (1280x768) than 0.778 (1152x896).
+    assert nearest_native(1500, 1000) == (1280, 768)
+    assert nearest_native(1, 100) == (640, 1408)
+    with pytest.raises(RequestError, match="0x10"):
+        nearest_native(0, 10)
+
+
+@pytest.mark.parametrize("text", ["1024x768", "1024X768", " 1024 × 768 "])
+def test_a_size_is_read(text: str) -> None:
+    assert parse_size(text) == (1024, 768)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1024", "x", "1024x", "1024x768x3", "-1x2", "1e3x2", "１０x２", "1" * 5000 + "x1"]
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="1024x768"):
+        parse_size(text)

@@ -1,0 +1,91 @@
+"""What users may rely on: exported names, command-line options, request fields. A change here is a decision."""
+
+import dataclasses
+import importlib.metadata
+
+import pytest
+import typer
+
+import kandinsky5
+from kandinsky5.cli.app import ExitCode, app
+
+OPTIONS = {
+    "generate": [
+        "prompt",
+        "-o --output",
+        "--model",
+        "--size",
+        "--steps",
+        "--guidance",
+        "--negative",
+        "--seed",
+        "-n --n",
+        "--from-file",
+        "--like",
+        "--device",
+        "--dtype",
+        "--format",
+        "--quality",
+        "--overwrite",
+        "--quiet -q",
+        "--json",
+    ],
+    "show": ["file", "--json"],
+    "info": ["--json"],
+}
+
+
+def test_exported_names() -> None:
+    assert kandinsky5.__all__ == [
+        "CapacityError",
+        "CheckpointError",
+        "ImageRequest",
+        "Kandinsky5T2IPipeline",
+        "Kandinsky5Transformer3DModel",
+        "KandinskyImagePipelineOutput",
+        "RequestError",
+        "__version__",
+    ]
+    assert set(kandinsky5.__all__) <= set(dir(kandinsky5))
+    for name in kandinsky5.__all__:
+        assert getattr(kandinsky5, name).__name__ == name if name != "__version__" else kandinsky5.__version__
+    with pytest.raises(AttributeError, match="nothing"):
+        kandinsky5.nothing  # noqa: B018
+
+
+def test_the_version_is_one() -> None:
+    assert kandinsky5.__version__ == importlib.metadata.version("kandinsky5")
+
+
+def test_request_fields() -> None:
+    assert [field.name for field in dataclasses.fields(kandinsky5.ImageRequest)] == [
+        "prompt",
+        "negative_prompt",
+        "width",
+        "height",
+        "steps",
+        "guidance",
+        "seed",
+        "count",
+        "max_sequence_length",
+    ]
+
+
+def test_options_of_the_command_line() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {
+        name: [" ".join(parameter.opts) for parameter in command.params if parameter.name != "help"]
+        for name, command in commands.items()
+    }
+    assert found == OPTIONS
+
+
+def test_exit_codes() -> None:
+    assert {code.name: int(code) for code in ExitCode} == {
+        "OK": 0,
+        "UNEXPECTED": 1,
+        "REQUEST": 2,
+        "CHECKPOINT": 3,
+        "CAPACITY": 4,
+        "INTERRUPTED": 130,
+    }
