@@ -39,7 +39,7 @@ class AutoencoderRecipe:
     seed: int = 5
     edge_weight: float = 1.0
     divergence_weight: float = 1e-4
-    centre_weight: float = 1e-2
+    centre_weight: float = 1.0
     latent_noise: float = 0.1
 
 
