@@ -16,7 +16,7 @@ TABLE = ROOT / "docs" / "architecture.md"
 
 STAGE_LEVEL = 2
 LONGEST_FILE = 400
-LONGEST_FUNCTION = 60
+LONGEST_FUNCTION = 50
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,16 @@ def test_no_tensor_library_is_loaded_before_it_is_needed(statement: str) -> None
     assert done.returncode == 0, done.stderr
 
 
+def code_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines below the signature and the docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (function.end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
 def test_files_and_functions_stay_readable() -> None:
     for file in SOURCE.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= LONGEST_FILE, f"{file} is too long to hold in mind"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or 0) - node.body[0].lineno + 1
-                assert length <= LONGEST_FUNCTION, f"{file}: the body of {node.name} has {length} lines"
+                assert code_length(node) <= LONGEST_FUNCTION, f"{file}: {node.name} is too long"

@@ -83,7 +83,7 @@ class Engine:
             return tensors
 
         try:
-            return self.pipeline(
+            output: Any = self.pipeline(
                 prompt=request.prompt,
                 negative_prompt=request.negative_prompt,
                 height=request.height,
@@ -91,16 +91,17 @@ class Engine:
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance,
                 num_images_per_prompt=request.count,
-                max_sequence_length=request.max_sequence_length,
+                max_sequence_length=request.max_sequence_length or DEFAULT_TEXT_TOKENS,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.seeds],
                 callback_on_step_end=after_step,
                 output_type="pil",
-            ).images
+            )
         except torch.OutOfMemoryError as error:
             raise CapacityError(
                 f"{request.count} of {request.width}x{request.height} at once do not fit into the memory of "
                 f"{self._device()}; ask for fewer pictures at a time or a smaller size."
             ) from error
+        return output.images
 
     def _device(self) -> torch.device:
         return self.pipeline._execution_device
