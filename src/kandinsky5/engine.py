@@ -96,7 +96,9 @@ class Engine:
                 callback_on_step_end=after_step,
                 output_type="pil",
             )
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise CapacityError(
                 f"{request.count} of {request.width}x{request.height} at once do not fit into the memory of "
                 f"{self._device()}; ask for fewer pictures at a time or a smaller size."
@@ -117,3 +119,8 @@ class Engine:
             "device": self._device().type,
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
         }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left. Torch has no class for the CPU's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

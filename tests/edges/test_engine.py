@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kandinsky5
-from kandinsky5.engine import DEFAULT_TEXT_TOKENS, Engine
+from kandinsky5.engine import DEFAULT_TEXT_TOKENS, Engine, OnStep
 from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
 from kandinsky5.records import GeneratedImage
@@ -104,12 +104,26 @@ def test_a_run_can_be_stopped_and_the_next_is_as_ever(engine: Engine) -> None:
     assert engine.generate(request)[0].image.tobytes() == before.image.tobytes()
 
 
-def test_no_memory_is_said_with_what_would_help(engine: Engine) -> None:
-    def full(done: int, total: int) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def no_device_memory(done: int, total: int) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
+
+def no_memory(done: int, total: int) -> None:
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("full", [no_device_memory, no_memory])
+def test_no_memory_is_said_with_what_would_help(engine: Engine, full: OnStep) -> None:
     with pytest.raises(CapacityError, match=r"2 of 64x64 at once do not fit .* fewer pictures"):
         engine.generate(ImageRequest(prompt="a", count=2), on_step=full)
+
+
+def test_other_errors_pass_through(engine: Engine) -> None:
+    def broken(done: int, total: int) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        engine.generate(ImageRequest(prompt="a"), on_step=broken)
 
 
 def test_what_the_pipeline_refuses_is_a_request_error(

@@ -6,6 +6,7 @@ In: the three options. Out: an `Engine`. Torch is imported here and not earlier.
 import logging
 from typing import TYPE_CHECKING
 
+from kandinsky5.errors import CapacityError
 from kandinsky5.variants import resolve_model
 
 if TYPE_CHECKING:
@@ -27,9 +28,16 @@ def open_engine(model: str, device: str, dtype: str) -> "Engine":
         for library in (diffusers_logging, transformers_logging):
             library.set_verbosity_error()
             library.disable_progress_bar()
-    from kandinsky5.engine import Engine
+    from kandinsky5.engine import Engine, is_out_of_memory
     from kandinsky5.loading import load_pipeline
 
-    pipeline = load_pipeline(model, device=device, dtype=dtype)
+    try:
+        pipeline = load_pipeline(model, device=device, dtype=dtype)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CapacityError(
+            f"{source.name} does not fit into the memory of device {device}; try --dtype bfloat16, or --device cpu."
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
     return Engine(pipeline, source=source.name)
