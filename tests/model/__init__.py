@@ -1,0 +1,1 @@
+"""Tests of the network: `kandinsky5.model.transformer`."""
