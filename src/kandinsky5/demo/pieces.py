@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from kandinsky5.demo.palette import COLOURS, RGB
+from kandinsky5.demo.palette import COLOURS, RGB, lab_distance
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -36,10 +36,12 @@ THING_CONTRAST = 9.0
 """Lab distance to the ground that belongs to a thing: less than half of `palette.MIN_CONTRAST`, three times what
 noise of 3/255 does to a dark ground."""
 NOISE_BLUR = 0.6
-BLEND_REACH = 3
-"""A thin patch this near to another may be the other's blurred edge ..."""
+BESIDE = 3
+"""Patches of different names are beside each other within this distance."""
 BLEND_TOLERANCE = 16
-"""... if its colour is a mixture of the other's and the ground's, to this many of 255 in each channel."""
+"""A mixture of a colour and the ground is met to this many of 255 in each channel."""
+ALIKE = 15.0
+"""Lab distance of patches that are one colour: named ones are at least 36 apart."""
 LEAST_CORE = 14
 """Least area of one colour inside its edges; less is an edge or a speck."""
 LEAST_AREA = 48
@@ -75,7 +77,7 @@ def cut(image: NDArray[np.uint8]) -> tuple[RGB, list[Piece]]:
     labels = _nearest_colours(image, contrast, standing_out)
     pieces = [
         piece
-        for mask, core in _connected(labels, _cores(image, ground, labels, scale), standing_out)
+        for mask, core in _connected(_cores(image, ground, labels, scale), standing_out)
         if (piece := _measured(image, ground, mask, core, standing_out)) is not None
         and piece.coverage.sum() >= LEAST_AREA * scale**2
     ]
@@ -115,7 +117,11 @@ def _ground(image: NDArray[np.uint8], frame: int) -> RGB:
     rows = np.concatenate(
         [part.reshape(-1, 3) for part in (image[:frame], image[-frame:], image[:, :frame], image[:, -frame:])]
     )
-    r, g, b = (int(value) for value in np.median(rows, axis=0))
+    return _rgb(np.median(rows, axis=0))
+
+
+def _rgb(values: NDArray[np.floating]) -> RGB:
+    r, g, b = (round(float(value)) for value in values)
     return r, g, b
 
 
@@ -126,13 +132,14 @@ def _inside(mask: Bools, border: int) -> Bools:
     return mask & inner
 
 
-def _connected(labels: Labels, cores: Bools, standing_out: Bools) -> Iterator[tuple[Bools, Bools]]:
+def _connected(cores: Labels, standing_out: Bools) -> Iterator[tuple[Bools, Bools]]:
     """Masks (S, S) of the pieces, each with the part of it that is inside its edges."""
-    if not cores.any():
+    inside = cores >= 0
+    if not inside.any():
         return
     # Every pixel that stands out belongs to the nearest core.
-    nearest = ndimage.distance_transform_edt(~cores, return_distances=False, return_indices=True)
-    labels = np.where(standing_out, labels[tuple(nearest)], -1)
+    nearest = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    labels = np.where(standing_out, cores[tuple(nearest)], -1)
     for label in np.unique(labels[labels >= 0]):
         mask = labels == label
         # Gaps of up to two pixels do not part a thing.
@@ -140,36 +147,49 @@ def _connected(labels: Labels, cores: Bools, standing_out: Bools) -> Iterator[tu
         numbered[~mask] = 0
         for number in range(1, int(numbered.max()) + 1):
             piece = numbered == number
-            yield piece, piece & cores
+            yield piece, piece & inside
 
 
-def _cores(image: NDArray[np.uint8], ground: RGB, labels: Labels, scale: float) -> Bools:
-    """Where all four neighbours have the same nearest colour, in patches that are neither specks nor blends."""
+def _cores(image: NDArray[np.uint8], ground: RGB, labels: Labels, scale: float) -> Labels:
+    """The labels where all is of one colour, elsewhere -1.
+
+    A patch beside a larger one is not a colour of its own if it is thin and a mixture of that colour and the
+    ground's, or if it is nearly that colour and has another name by a hair.
+    """
+    numbered = _patches(labels, scale)
+    windows, sizes = ndimage.find_objects(numbered), np.bincount(numbered.ravel())
+    colours = {n: np.median(image[w][numbered[w] == n], axis=0) for n, w in enumerate(windows, 1) if w}
+    cores = np.where(numbered > 0, labels, -1)
+    reach = max(round(BESIDE * scale), 1)
+    for number in sorted(colours, key=lambda number: -sizes[number]):
+        rows, columns = windows[number - 1]
+        window = (
+            slice(max(rows.start - reach, 0), rows.stop + reach),
+            slice(max(columns.start - reach, 0), columns.stop + reach),
+        )
+        patch = numbered[window] == number
+        near = numbered[window][ndimage.binary_dilation(patch, EIGHT, iterations=reach)]
+        larger = [other for other in np.unique(near[near > 0]) if sizes[other] > sizes[number]]
+        own = colours[number]
+        thin = not ndimage.binary_erosion(patch, EIGHT, iterations=2).any()
+        if thin and any(_is_blend(own, np.array(ground), colours[other]) for other in larger):
+            cores[window][patch] = -1
+        for other in larger:
+            if lab_distance(_rgb(own), _rgb(colours[other])) < ALIKE:
+                cores[window][patch] = cores[numbered == other][0]
+                break
+    return cores
+
+
+def _patches(labels: Labels, scale: float) -> NDArray[np.int32]:
+    """Patches of pixels whose four neighbours have the same label, numbered from 1, without specks."""
     numbered = np.zeros_like(labels, dtype=np.int32)
     for label in np.unique(labels[labels >= 0]):
-        inside = ndimage.binary_erosion(labels == label)
-        patches, _ = ndimage.label(inside, structure=EIGHT)
-        small = np.bincount(patches.ravel()) < LEAST_CORE * scale**2
-        patches[small[patches]] = 0
+        patches, _ = ndimage.label(ndimage.binary_erosion(labels == label), structure=EIGHT)
+        specks = np.bincount(patches.ravel()) < LEAST_CORE * scale**2
+        patches[specks[patches]] = 0
         numbered = np.where(patches > 0, patches + numbered.max(), numbered)
-    windows = ndimage.find_objects(numbered)
-    colours = {
-        number: np.median(image[window][numbered[window] == number], axis=0)
-        for number, window in enumerate(windows, 1)
-        if window is not None
-    }
-    cores: Bools = numbered > 0
-    for number in colours:
-        patch = numbered == number
-        if ndimage.binary_erosion(patch, EIGHT, iterations=2).any():
-            continue
-        beside = numbered[
-            ndimage.binary_dilation(patch, EIGHT, iterations=max(round(BLEND_REACH * scale), 1))
-        ]
-        others = set(beside.tolist()) - {0, number}
-        if any(_is_blend(colours[number], np.array(ground), colours[other]) for other in others):
-            cores &= ~patch
-    return cores
+    return numbered
 
 
 def _is_blend(colour: Floats, ground: Floats, other: Floats) -> bool:
@@ -212,9 +232,8 @@ def _measured(
     coverage = (pixels - np.array(ground, dtype=np.float32)) @ (axis / max(float(axis @ axis), 1.0))
     # The faint outermost pixels stand out too little to be in the mask.
     reach = own | (ndimage.binary_dilation(own) & ~standing_out[window])
-    r, g, b = (round(float(value)) for value in colour)
     return Piece(
-        rgb=(r, g, b),
+        rgb=_rgb(colour),
         coverage=np.where(reach, coverage.clip(0, 1), 0).astype(np.float32),
         origin=(left, top),
         canvas=len(image),

@@ -27,6 +27,8 @@ DEVIATION = (0.045, 0.1)
 """How far an edge may stray from the ideal one on average: of the radius, and pixels at 256 on top. True things stay
 below 0.025 of the radius after blur and noise; a regular pentagon is 0.054 from a circle, a rectangle of 6 to 5 0.059
 from a square."""
+STRICTER = {"half-circle": 0.75}
+"""Parts of that for some shapes: a half-circle is what any longish blob is nearest to."""
 LEAD = 1.15
 """The next shape's edge has to be this many times farther: halfway from a circle to a square is neither."""
 
@@ -98,11 +100,12 @@ def recognised(piece: Piece) -> Found:
     filled, gaps = _without_holes(piece)
     outline = outline_of(filled)
     share, pixel = DEVIATION
-    limit = min(share + pixel * piece.canvas / CANVAS / outline.radius, outline.rival / LEAD)
+    limit = (share + pixel * piece.canvas / CANVAS / outline.radius) * STRICTER.get(outline.shape, 1)
+    named = outline.deviation <= min(limit, outline.rival / LEAD)
     shape, fill = _shape_and_fill(outline, piece, filled, gaps)
     column, row = piece.origin
     return Found(
-        shape=shape if outline.deviation <= limit else None,
+        shape=shape if named else None,
         colour=_nearest(piece.rgb, COLOURS.items(), COLOUR_TOLERANCE),
         fill=fill,
         size=_size_of(outline.radius / piece.canvas),
