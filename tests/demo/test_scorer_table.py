@@ -20,6 +20,7 @@ from kandinsky5.demo.score import (
     as_json,
     as_text,
     claims_from_json,
+    claims_to_json,
     main,
     read_entries,
     score_all,
@@ -182,7 +183,7 @@ def test_claims_travel_as_json() -> None:
     rng = random.Random(2)
     for _ in range(20):
         claims = describe(draw_scene(rng), rng).claims
-        assert claims_from_json(json.loads(json.dumps(asdict(claims)))) == claims
+        assert claims_from_json(json.loads(json.dumps(claims_to_json(claims)))) == claims
 
 
 @pytest.fixture
