@@ -222,6 +222,12 @@ def test_the_command_scores_what_a_run_left_behind(
     assert Image.open(tmp_path / "f.png").size[0] == 6 * CELL_WIDTH
 
 
+def test_a_missing_list_is_said_to_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "withheld.json")])
+    assert "withheld.json" in capsys.readouterr().err
+
+
 def test_the_sheet_shows_failures_only(withheld: Path) -> None:
     entries = list(read_entries(withheld))
     images = [entry.image for entry in entries]

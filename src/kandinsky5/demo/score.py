@@ -135,6 +135,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the table, and what is wrong in each picture, here")
     parser.add_argument("--failures", type=Path, help="draw the pictures that are not wholly right here")
     options = parser.parse_args(arguments)
+    missing = [str(file) for file in options.files if not file.is_file()]
+    if missing:
+        parser.error(f"there is no file {', '.join(missing)}; name the withheld.json of a run")
     entries = [entry for file in options.files for entry in read_entries(file)]
     reports = score_all((entry.image for entry in entries), (entry.claims for entry in entries))
     table = tabulate(reports)
