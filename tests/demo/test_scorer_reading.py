@@ -150,9 +150,10 @@ def test_fills_are_told_by_gaps() -> None:
 
 def test_colours_and_grounds_have_their_nearest_name_within_reason() -> None:
     assert only(painted(ground((20, 60, 40)), disc(90, 90, 30), "turquoise")).colour == "turquoise"
-    faded = ground()
-    faded[60:100, 60:100] = (226, 96, 100)
-    assert only(faded).colour is None, "between red, pink and orange"
+    patch = ground()
+    for rgb, name in (((248, 172, 186), "pink"), ((170, 30, 36), "red"), ((230, 84, 31), None)):
+        patch[60:100, 60:100] = rgb
+        assert only(patch).colour == name, "the last is halfway from red to orange"
     for name, rgb in {**GROUNDS, NEUTRAL: neutral(0.3).rgb}.items():
         assert look(ground(rgb)).ground == name
         assert look(ground(tuple(min(c + 4, 255) for c in rgb))).ground == name  # type: ignore[arg-type]
@@ -182,6 +183,7 @@ def test_a_crack_parts_nothing() -> None:
         ("brown", "ring", "solid", "black"),
         ("blue", "line", "solid", "dark blue"),
         ("white", "ring", "solid", "yellow"),
+        ("blue", "square", "solid", "dark green"),
     ],
 )
 def test_a_bad_decoder_is_forgiven(colour: str, shape: str, fill: str, on: str) -> None:

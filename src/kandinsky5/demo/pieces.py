@@ -38,7 +38,7 @@ noise of 3/255 does to a dark ground."""
 NOISE_BLUR = 0.6
 BESIDE = 3
 """Patches of different names are beside each other within this distance."""
-BLEND_TOLERANCE = 16
+BLEND_TOLERANCE = 40
 """A mixture of a colour and the ground is met to this many of 255 in each channel."""
 ALIKE = 15.0
 """Lab distance of patches that are one colour: named ones are at least 36 apart."""
@@ -171,7 +171,7 @@ def _cores(image: NDArray[np.uint8], ground: RGB, labels: Labels, scale: float) 
         near = numbered[window][ndimage.binary_dilation(patch, EIGHT, iterations=reach)]
         larger = [other for other in np.unique(near[near > 0]) if sizes[other] > sizes[number]]
         own = colours[number]
-        thin = not ndimage.binary_erosion(patch, EIGHT, iterations=2).any()
+        thin = not ndimage.binary_erosion(patch, EIGHT, iterations=3).any()
         if thin and any(_is_blend(own, np.array(ground), colours[other]) for other in larger):
             cores[window][patch] = -1
         for other in larger:

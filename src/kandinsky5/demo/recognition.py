@@ -18,10 +18,12 @@ from kandinsky5.demo.pieces import CANVAS, EIGHT, Bools, Floats, Piece, cut
 from kandinsky5.demo.silhouettes import Outline, outline_of
 from kandinsky5.demo.world import FILLS, SIZES
 
-COLOUR_TOLERANCE = 24.0
-"""Lab distance at which a colour still has its name; named colours are at least 36 apart, and the nearest wins."""
+COLOUR_TOLERANCE = 30.0
+"""Lab distance at which a colour still has its name: a pale pink is pink ..."""
+COLOUR_LEAD = 1.2
+"""... if the next name is this many times farther: between red and orange it is neither."""
 GROUND_TOLERANCE = 14.0
-"""Likewise for grounds, which are at least 14 apart."""
+"""Likewise for grounds, which are at least 14 apart, so that the nearest is enough."""
 
 DEVIATION = (0.045, 0.1)
 """How far an edge may stray from the ideal one on average: of the radius, and pixels at 256 on top. True things stay
@@ -106,7 +108,7 @@ def recognised(piece: Piece) -> Found:
     column, row = piece.origin
     return Found(
         shape=shape if named else None,
-        colour=_nearest(piece.rgb, COLOURS.items(), COLOUR_TOLERANCE),
+        colour=_nearest(piece.rgb, COLOURS.items(), COLOUR_TOLERANCE, COLOUR_LEAD),
         fill=fill,
         size=_size_of(outline.radius / piece.canvas),
         # The centre of the first pixel is half a pixel from the edge.
@@ -118,9 +120,11 @@ def recognised(piece: Piece) -> Found:
     )
 
 
-def _nearest(rgb: RGB, named: Iterable[tuple[str, RGB]], tolerance: float) -> str | None:
-    distance, name = min((lab_distance(rgb, other), name) for name, other in named)
-    return name if distance <= tolerance else None
+def _nearest(rgb: RGB, named: Iterable[tuple[str, RGB]], tolerance: float, lead: float = 1.0) -> str | None:
+    (distance, name), (next_distance, _), *_ = sorted(
+        (lab_distance(rgb, other), name) for name, other in named
+    )
+    return name if distance <= min(tolerance, next_distance / lead) else None
 
 
 def _size_of(radius: float) -> str:
