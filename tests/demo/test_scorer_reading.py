@@ -151,7 +151,7 @@ def test_fills_are_told_by_gaps() -> None:
 def test_colours_and_grounds_have_their_nearest_name_within_reason() -> None:
     assert only(painted(ground((20, 60, 40)), disc(90, 90, 30), "turquoise")).colour == "turquoise"
     patch = ground()
-    for rgb, name in (((248, 172, 186), "pink"), ((170, 30, 36), "red"), ((230, 84, 31), None)):
+    for rgb, name in (((248, 172, 186), "pink"), ((170, 30, 36), "red"), ((232, 92, 32), None)):
         patch[60:100, 60:100] = rgb
         assert only(patch).colour == name, "the last is halfway from red to orange"
     for name, rgb in {**GROUNDS, NEUTRAL: neutral(0.3).rgb}.items():
