@@ -57,7 +57,7 @@ def test_diffusers_loads_the_saved_folder(saved_folder, components):
 
 
 def test_torch_dtype_reaches_the_network(saved_folder, expected):
-    pipe = Kandinsky5T2IPipeline.from_pretrained(saved_folder, torch_dtype=torch.bfloat16)
+    pipe = Kandinsky5T2IPipeline.from_pretrained(saved_folder, dtype=torch.bfloat16)
     dtypes = {name: p.dtype for name, p in pipe.transformer.named_parameters()}
     assert dtypes["visual_transformer_blocks.0.feed_forward.in_layer.weight"] == torch.bfloat16
     assert dtypes["visual_transformer_blocks.0.visual_modulation.out_layer.weight"] == torch.float32

@@ -54,7 +54,7 @@ class Architecture:
     pooled_layers: int = 2
     pooled_heads: int = 3
     autoencoder_widths: tuple[int, int, int, int] = (32, 64, 96, 96)
-    autoencoder_norm_groups: int = 16
+    autoencoder_norm_groups: int = 4
 
 
 def build_network(size: Architecture) -> Kandinsky5Transformer3DModel:

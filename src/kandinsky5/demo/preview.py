@@ -113,16 +113,14 @@ def load_sampler(folder: Path, device: torch.device) -> Sampler:
     """The components of an exported folder, each by its own class."""
     bf16 = torch.bfloat16
     return Sampler(
-        network=Kandinsky5Transformer3DModel.from_pretrained(folder / "transformer", torch_dtype=bf16).to(
-            device
-        ),
+        network=Kandinsky5Transformer3DModel.from_pretrained(folder / "transformer", dtype=bf16).to(device),
         text_encoder=Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder / "text_encoder", dtype=bf16
         ).to(device),
         pooled_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder_2", dtype=bf16).to(device),
         qwen=Qwen2Tokenizer.from_pretrained(folder / "tokenizer"),
         clip=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
-        autoencoder=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=bf16).to(device),
+        autoencoder=AutoencoderKL.from_pretrained(folder / "vae", dtype=bf16).to(device),
         device=device,
     )
 

@@ -38,11 +38,16 @@ ENCODED_AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class TextToImageRecipe:
-    """What decides the result."""
+    """What decides the result.
+
+    `batch` counts rows of the loss; each scene of a batch gives `draws` of them, with times and noise of their own, so
+    that drawing, encoding and reading a caption is paid once for several.
+    """
 
     architecture: Architecture = field(default_factory=Architecture)
     update: UpdateSettings = field(default_factory=lambda: UpdateSettings(steps=3000, peak=8e-4))
     batch: int = 1024
+    draws: int = 2
     micro_batches: int = 2
     text_length: int = TEXT_LENGTH
     unconditional: float = 0.1
@@ -92,7 +97,12 @@ def train_text_to_image(
 ) -> bool:
     """Train, or continue what `work / STATE` holds; returns whether the run is finished."""
     tokens = PromptTokens(qwen, clip, recipe.text_length)
-    scenes = CaptionedScenes(tokens, seed=recipe.seed, batch=recipe.batch, unconditional=recipe.unconditional)
+    scenes = CaptionedScenes(
+        tokens,
+        seed=recipe.seed,
+        batch=recipe.batch // recipe.draws,
+        unconditional=recipe.unconditional,
+    )
     modules = build_modules(recipe, qwen, clip)
     for module in (modules.network, modules.text_encoder, modules.pooled_encoder):
         module.to(running.device).train()
@@ -145,11 +155,11 @@ class TextToImageGradients:
         losses, times = [], []
         for part in range(recipe.micro_batches):
             share = {name: tensor.chunk(recipe.micro_batches)[part] for name, tensor in rows.items()}
-            latents = self.latents(share["packed"])
+            latents = self.latents(share["packed"]).repeat(recipe.draws, 1, 1, 1, 1)
             noise = torch.randn(latents.shape, generator=generator, device=latents.device)
             t = draw_times(len(latents), generator, shift=recipe.shift, uniform_share=recipe.uniform_share)
             loss = flow_loss(self._predictor(share), latents, noise, t)
-            (loss.sum() / len(rows["packed"])).backward()
+            (loss.sum() / recipe.batch).backward()
             self._update.masters.take_gradients()
             losses.append(loss.detach())
             times.append(t)
@@ -168,8 +178,9 @@ class TextToImageGradients:
 
     def _predictor(self, share: Mapping[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         """The velocity as a function of (point, times), for these captions."""
-        network, mask = self._modules.network, share["mask"]
+        network, draws = self._modules.network, self._recipe.draws
         text, pooled = self.encode(share["ids"].long(), share["clip_ids"].long())
+        text, pooled, mask = text.repeat(draws, 1, 1), pooled.repeat(draws, 1), share["mask"].repeat(draws, 1)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             height, width = x.shape[2:4]

@@ -142,7 +142,10 @@ def _autoencoder(options: argparse.Namespace) -> None:
     recipe = replace(
         base,
         update=replace(
-            base.update, steps=options.autoencoder_steps, warmup=min(100, options.autoencoder_steps // 4)
+            base.update,
+            steps=options.autoencoder_steps,
+            peak=options.autoencoder_peak,
+            warmup=min(100, options.autoencoder_steps // 4),
         ),
         batch=options.autoencoder_batch,
     )
@@ -151,7 +154,7 @@ def _autoencoder(options: argparse.Namespace) -> None:
 
 def _text_to_image(options: argparse.Namespace) -> None:
     qwen, clip = load_tokenizers(options.work / TOKENIZERS)
-    autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER, torch_dtype=torch.bfloat16)
+    autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER, dtype=torch.bfloat16)
     train_text_to_image(_recipe(options), _running(options), options.work, autoencoder, qwen, clip)
 
 
@@ -247,8 +250,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--micro-batches", type=int, default=2, help="parts a batch is computed in, to save memory")
     add("--peak", type=float, default=8e-4, help="highest learning rate of the text-to-image run")
     add("--warmup", type=int, default=200)
-    add("--autoencoder-steps", type=int, default=1200)
+    add("--autoencoder-steps", type=int, default=1500)
     add("--autoencoder-batch", type=int, default=64)
+    add("--autoencoder-peak", type=float, default=1e-3, help="highest learning rate of the autoencoder")
     add("--max-seconds", type=float, default=math.inf, help="pause a training stage after this long")
     add("--stop-at", type=int, help="pause a training stage at this step")
     add("--sampling-steps", type=int, default=30)

@@ -179,6 +179,8 @@ class Kandinsky5Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, At
         mask = None if encoder_attention_mask is None else encoder_attention_mask.to(torch.bool)
 
         time = self._time_vector(timestep, pooled_projections.to(dtype))
+        if mask is not None:  # zero times what stands in the padding must be zero, even if that is no number
+            encoder_hidden_states = encoder_hidden_states.masked_fill(~mask[..., None], 0)
         text = self.text_embeddings(encoder_hidden_states.to(dtype)).to(dtype)
         text_turn = text_rotation(text_rope_pos, sum(self.config.axes_dims))
         for block in self.text_transformer_blocks:

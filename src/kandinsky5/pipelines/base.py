@@ -194,4 +194,6 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
         """Latents as what the caller asked for."""
         if output_type == "latent":
             return latents
-        return self.image_processor.postprocess(latent_stage.decode(latents, self.vae), output_type=output_type)
+        return self.image_processor.postprocess(
+            latent_stage.decode(latents, self.vae), output_type=output_type
+        )
