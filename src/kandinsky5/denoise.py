@@ -41,6 +41,14 @@ class Run:
     stop: bool = False
     source: Tensor | None = None
     batched_guidance: bool = True
+    _both: tuple[Conditioning, Conditioning, Conditioning] | None = None
+
+    def both_branches(self) -> Conditioning:
+        """Negative rows above positive rows; put together again only when a callback has replaced one of them."""
+        assert self.negative is not None
+        if self._both is None or self._both[0] is not self.negative or self._both[1] is not self.positive:
+            self._both = self.negative, self.positive, Conditioning.stack([self.negative, self.positive])
+        return self._both[2]
 
 
 OnStep = Callable[[int, Tensor, Run], None]
@@ -102,9 +110,10 @@ def _both_velocities(
     assert run.negative is not None
     if run.batched_guidance:
         try:
-            both = Conditioning.stack([run.negative, run.positive])
             rows = torch.cat([latents, latents])
-            negative, positive = _velocity(transformer, rows, timestep, both, positions).chunk(2)
+            negative, positive = _velocity(transformer, rows, timestep, run.both_branches(), positions).chunk(
+                2
+            )
             return negative, positive
         except torch.OutOfMemoryError:
             logger.warning("No memory for both guidance branches in one forward pass; running them in turn.")
@@ -119,7 +128,6 @@ def _both_velocities(
 def _velocity(
     transformer: Any, latents: Tensor, timestep: Tensor, conditioning: Conditioning, positions: list[Tensor]
 ) -> Tensor:
-    mask = None if bool(conditioning.mask.all()) else conditioning.mask
     return transformer(
         hidden_states=latents,
         encoder_hidden_states=conditioning.text,
@@ -127,7 +135,7 @@ def _velocity(
         pooled_projections=conditioning.pooled,
         visual_rope_pos=positions,
         text_rope_pos=torch.arange(conditioning.text.shape[1], device=latents.device),
-        encoder_attention_mask=mask,
+        encoder_attention_mask=conditioning.padding_mask,
         return_dict=False,
     )[0].to(torch.float32)
 

@@ -8,6 +8,7 @@ Shapes: B rows, L text tokens (valid ones first), E width of the text states, P 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -58,6 +59,11 @@ class Conditioning:
             )
         positions = torch.arange(text.shape[1], device=text.device)
         return cls(text=text, mask=positions < lengths.to(text.device)[:, None], pooled=pooled)
+
+    @cached_property
+    def padding_mask(self) -> Tensor | None:
+        """The mask, or None where no row is padded, which is faster. Looked at once, since it waits for the device."""
+        return None if bool(self.mask.all()) else self.mask
 
     @property
     def lengths(self) -> Tensor:

@@ -176,6 +176,19 @@ class TestCallbacks:
         plain = pipeline(SHORT, generator=generator(0), output_type="pt").image
         assert (switched - plain).abs().max() > 1e-3
 
+    def test_embeddings_written_to_in_place_count(self, pipeline, generator):
+        """A callback that changes the tensor it was handed, and returns nothing."""
+
+        def silence(pipe, step, timestep, tensors):
+            tensors["prompt_embeds_qwen"].mul_(-1)
+
+        arguments = {"generator": generator(0), "output_type": "pt", "callback_on_step_end": silence}
+        changed = pipeline(
+            SHORT, **arguments, callback_on_step_end_tensor_inputs=["prompt_embeds_qwen"]
+        ).image
+        plain = pipeline(SHORT, generator=generator(0), output_type="pt").image
+        assert (changed - plain).abs().max() > 1e-3
+
     def test_interrupt_ends_the_run(self, pipeline):
         steps = []
 

@@ -45,7 +45,9 @@ def apply_callback(
         "negative_prompt_embeds_qwen": run.negative.text if run.negative else None,
         "negative_prompt_embeds_clip": run.negative.pooled if run.negative else None,
     }
-    changed = callback(pipeline, i, timestep, {name: tensors[name] for name in names}) or {}
+    given = {name: tensors[name] for name in names}
+    # What was handed out may have been written to, so it goes back even if it is not returned.
+    changed = given | (callback(pipeline, i, timestep, dict(given)) or {})
     run.latents = changed.get("latents", run.latents).to(torch.float32)
     run.positive = _with_embeds(
         run.positive, changed.get("prompt_embeds_qwen"), changed.get("prompt_embeds_clip")
@@ -59,7 +61,9 @@ def apply_callback(
 
 
 def _with_embeds(old: Conditioning, text: Tensor | None, pooled: Tensor | None) -> Conditioning:
-    """The conditioning with replaced tensors. Text states of another shape have no padding."""
+    """The conditioning with replaced tensors, itself if there are none. Text of another shape has no padding."""
+    if text is None and pooled is None:
+        return old
     text = old.text if text is None else text
     mask = old.mask
     if text.shape[:2] != mask.shape:
