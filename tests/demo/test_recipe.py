@@ -18,7 +18,7 @@ from kandinsky5.demo.architecture import (
     build_text_encoder,
 )
 from kandinsky5.demo.export import PART_BYTES, pack_archive, unpack_archive
-from kandinsky5.demo.preview import load_sampler, save_withheld
+from kandinsky5.demo.preview import draw, load_exported, save_withheld
 from kandinsky5.demo.prompt_tokens import PromptTokens
 from kandinsky5.demo.running import Running
 from kandinsky5.demo.scene_batches import CaptionedScenes
@@ -58,19 +58,19 @@ def test_every_tensor_is_bfloat16_and_every_file_small(trained: Path) -> None:
 
 
 def test_what_is_loaded_is_the_average_that_was_trained(trained: Path) -> None:
-    recipe, sampler = toy_recipe(trained), load_sampler(trained / "weights", CPU)
+    recipe, pipeline = toy_recipe(trained), load_exported(trained / "weights", CPU)
     qwen, clip = load_tokenizers(trained / "tokenizers")
     modules = build_modules(recipe, qwen, clip)
     before = {name: p.detach().clone() for name, p in modules.parameters().items()}
     update = Update(modules.parameters(), recipe.update)
     update.restore(*load_state(trained / "text_to_image/state.safetensors"))
     loaded = {
-        **{f"network.{name}": p for name, p in sampler.network.named_parameters()},
+        **{f"network.{name}": p for name, p in pipeline.transformer.named_parameters()},
         **{
             f"text_encoder.model.language_model.{name}": p
-            for name, p in sampler.text_encoder.model.language_model.named_parameters()
+            for name, p in pipeline.text_encoder.model.language_model.named_parameters()
         },
-        **{f"pooled_encoder.{name}": p for name, p in sampler.pooled_encoder.named_parameters()},
+        **{f"pooled_encoder.{name}": p for name, p in pipeline.text_encoder_2.named_parameters()},
     }
     average = update.average()
     assert set(loaded) == set(average)
@@ -164,8 +164,8 @@ def test_an_archive_comes_home_whole_and_a_missing_part_is_noticed(trained: Path
 
 
 def test_withheld_scenes_are_drawn_with_what_they_claim(trained: Path, tmp_path: Path) -> None:
-    sampler = load_sampler(trained / "weights", CPU)
-    save_withheld(sampler, tmp_path, count=5, steps=1, guidance=3.0, seed=5, columns=2)
+    pipeline = load_exported(trained / "weights", CPU)
+    save_withheld(pipeline, tmp_path, count=5, steps=1, guidance=3.0, seed=5, columns=2)
     entries = json.loads((tmp_path / "withheld.json").read_text())
     assert [(e["sheet"], e["row"], e["column"]) for e in entries] == [
         (0, 0, 0),
@@ -180,9 +180,9 @@ def test_withheld_scenes_are_drawn_with_what_they_claim(trained: Path, tmp_path:
 
 
 def test_the_noise_of_a_picture_does_not_depend_on_its_neighbours(trained: Path) -> None:
-    sampler = load_sampler(trained / "weights", CPU)
-    both = sampler(["a red circle", "two stars"], steps=2, guidance=3.0, seed=1)
-    alone = sampler(["a red circle"], steps=2, guidance=3.0, seed=1)
+    pipeline = load_exported(trained / "weights", CPU)
+    both = draw(pipeline, ["a red circle", "two stars"], steps=2, guidance=3.0, seed=1)
+    alone = draw(pipeline, ["a red circle"], steps=2, guidance=3.0, seed=1)
     assert both.shape == (2, 3, 64, 64)
     assert (both[:1] - alone).abs().max() < 0.05  # bfloat16, other batch
 

@@ -21,7 +21,7 @@ from kandinsky5.demo.architecture import Architecture
 from kandinsky5.demo.autoencoder_training import FOLDER as AUTOENCODER
 from kandinsky5.demo.autoencoder_training import AutoencoderRecipe, train_autoencoder
 from kandinsky5.demo.export import export, pack_archive, unpack_archive
-from kandinsky5.demo.preview import load_sampler, save_grid, save_withheld
+from kandinsky5.demo.preview import load_exported, save_grid, save_withheld
 from kandinsky5.demo.running import COMPILED_PARTS, Running
 from kandinsky5.demo.scene_batches import PackedScenes
 from kandinsky5.demo.text_to_image_training import (
@@ -163,16 +163,16 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _preview(options: argparse.Namespace) -> None:
-    sampler = load_sampler(options.work / EXPORTED, options.device)
+    pipeline = load_exported(options.work / EXPORTED, options.device)
     path = options.out / "grid.png"
-    save_grid(sampler, path, steps=options.sampling_steps, guidance=options.guidance, seed=options.seed)
+    save_grid(pipeline, path, steps=options.sampling_steps, guidance=options.guidance, seed=options.seed)
     logger.info("%s", path)
 
 
 def _withheld(options: argparse.Namespace) -> None:
-    sampler = load_sampler(options.work / EXPORTED, options.device)
+    pipeline = load_exported(options.work / EXPORTED, options.device)
     save_withheld(
-        sampler,
+        pipeline,
         options.out,
         count=options.count,
         steps=options.sampling_steps,

@@ -38,7 +38,7 @@ def apply_callback(
     callback: StepCallback, pipeline: Any, i: int, timestep: Tensor, run: Run, names: list[str]
 ) -> None:
     """Hand `names` of the run's tensors to the callback, and put what it returns back into the run."""
-    tensors = {
+    tensors: dict[str, Any] = {
         "latents": run.latents,
         "prompt_embeds_qwen": run.positive.text,
         "prompt_embeds_clip": run.positive.pooled,
