@@ -32,6 +32,8 @@ OPTIONS = {
     ],
     "show": ["file", "--json"],
     "info": ["--json"],
+    "models": ["--cache-dir", "--json"],
+    "pull": ["model", "--revision", "--token-file", "--cache-dir", "--quiet -q", "--json"],
 }
 
 

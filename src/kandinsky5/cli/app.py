@@ -15,7 +15,9 @@ import typer
 
 from kandinsky5.cli.generate import OpenEngine, generate
 from kandinsky5.cli.info import info
+from kandinsky5.cli.models import models
 from kandinsky5.cli.opening import open_engine
+from kandinsky5.cli.pull import pull
 from kandinsky5.cli.show import show
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.version import __version__
@@ -49,6 +51,8 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(show)
 app.command()(info)
+app.command()(models)
+app.command()(pull)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,156 @@
+"""`kandinsky5 pull` and `kandinsky5 models` with the real client and the loopback hub."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from kandinsky5.cli.app import run
+from kandinsky5.variants import VARIANTS, embedded_folder
+
+from .conftest import REPO, pipeline_files
+from .server import Hub, Trouble
+from .test_fetch import files_in
+
+SIZE = sum(map(len, pipeline_files().values()))
+
+
+@pytest.fixture
+def at(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The cache of commands, which ask the loopback hub as HF_ENDPOINT would have them."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    return str(tmp_path / "cache")
+
+
+def test_pull_prints_the_folder(hub: Hub, at: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pull", REPO, "--cache-dir", at]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and files_in(Path(captured.out.strip())) == pipeline_files()
+    assert run(["pull", REPO, "--cache-dir", at, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == {
+        "hub_id": REPO,
+        "revision": hub.repositories[REPO].refs["main"],
+        "folder": captured.out.strip(),
+        "files": len(pipeline_files()),
+        "bytes": SIZE,
+        "fetched_bytes": 0,
+    }
+
+
+def test_pull_takes_a_token_from_a_file(
+    hub: Hub, at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories[REPO].token = "hf_secret"
+    assert run(["pull", REPO, "--cache-dir", at]) == 3
+    (tmp_path / "token").write_text("hf_secret\n")
+    assert run(["pull", REPO, "--cache-dir", at, "--token-file", str(tmp_path / "token")]) == 0
+    (tmp_path / "token").write_text("two words")
+    assert run(["pull", REPO, "--cache-dir", at, "--token-file", str(tmp_path / "token")]) == 2
+    assert run(["pull", REPO, "--cache-dir", at, "--token-file", str(tmp_path / "none")]) == 2
+    captured = capsys.readouterr()
+    assert "hf_secret" not in captured.err and "two words" not in captured.err
+
+
+def test_pull_has_nothing_to_fetch_for_a_folder(at: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pull", "embedded"]) == 2
+    assert str(embedded_folder()) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "words"),
+    [
+        (Trouble(where="/api/models", status=429, headers={"Retry-After": "9"}), 3, "in 9 seconds"),
+        (Trouble(where="GET /store", other_bytes=True), 3, "arrived damaged"),
+    ],
+)
+def test_pull_ends_with_one_line(
+    hub: Hub, at: str, capsys: pytest.CaptureFixture[str], trouble: Trouble, code: int, words: str
+) -> None:
+    hub.troubles.append(trouble)
+    assert run(["pull", REPO, "--cache-dir", at]) == code
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and words in captured.err
+
+
+def test_pull_without_room_is_a_capacity_error(
+    hub: Hub, at: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    assert run(["pull", REPO, "--cache-dir", at]) == 4
+    assert "free some room" in capsys.readouterr().err
+
+
+def environment(hub: Hub, cache: Path) -> dict[str, str]:
+    """A process of its own reaches the hub as a user's would: by the environment."""
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+        "HF_ENDPOINT": hub.address,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+
+def test_an_interrupted_pull_leaves_no_half_file_and_goes_on(hub: Hub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    stalled = Trouble(where="GET /store", stall=3)
+    hub.troubles.append(stalled)
+    command = [sys.executable, "-m", "kandinsky5", "pull", REPO]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(hub, cache)
+    )
+    deadline = time.monotonic() + 20
+    asked = stalled.times
+    while stalled.times == asked:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, ""), err
+    assert "interrupted" in err and "Traceback" not in err
+    assert not list(cache.rglob("*.incomplete"))
+    kept = sum(p.stat().st_size for p in cache.rglob("blobs/*"))
+    hub.troubles.clear()
+    hub.requests.clear()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(hub, cache), timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert files_in(Path(done.stdout.strip())) == pipeline_files()
+    assert kept > 0 and hub.sent() == SIZE - kept
+
+
+def test_models_lists_what_is_known_and_what_is_here(
+    hub: Hub, at: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = VARIANTS[1].hub_id
+    assert known is not None
+    hub.add(known, pipeline_files())
+    assert run(["pull", REPO, "--cache-dir", at]) == run(["pull", known, "--cache-dir", at]) == 0
+    capsys.readouterr()
+    assert run(["models", "--cache-dir", at, "--json"]) == 0
+    rows = {row["hub_id"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == [variant.hub_id for variant in VARIANTS] + [REPO]
+    assert (rows[None]["name"], rows[None]["state"]) == ("embedded", "here")
+    assert (rows[known]["state"], rows[known]["size"], rows[known]["refs"]) == ("here", SIZE, ["main"])
+    assert rows[known]["revision"] == hub.repositories[known].refs["main"]
+    assert (rows[REPO]["task"], rows[REPO]["name"]) == ("text-to-image", None)
+    absent = rows[VARIANTS[2].hub_id]
+    assert (absent["state"], absent["size"], absent["approximate_bytes"]) == (
+        "to fetch",
+        None,
+        29_000_000_000,
+    )
+    (Path(rows[REPO]["folder"]) / "vae" / "config.json").unlink()
+    assert run(["models", "--cache-dir", at]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"incomplete +{rows[REPO]['revision'][:10]} \(main\) +{REPO} +0\.9 MB", text)
+    assert "~29.0 GB" in text and VARIANTS[4].hub_id in text
