@@ -33,6 +33,7 @@ OPTIONS = {
     "show": ["file", "--json"],
     "info": ["--json"],
     "models": ["--cache-dir", "--json"],
+    "verify": ["model", "--files", "--device", "--dtype", "--cache-dir", "--quiet -q", "--json"],
     "pull": ["model", "--revision", "--token-file", "--cache-dir", "--quiet -q", "--json"],
 }
 

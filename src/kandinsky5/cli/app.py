@@ -19,6 +19,7 @@ from kandinsky5.cli.models import models
 from kandinsky5.cli.opening import open_engine
 from kandinsky5.cli.pull import pull
 from kandinsky5.cli.show import show
+from kandinsky5.cli.verify import verify
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.version import __version__
 
@@ -53,6 +54,7 @@ app.command()(show)
 app.command()(info)
 app.command()(models)
 app.command()(pull)
+app.command()(verify)
 
 
 def _print_version(wanted: bool) -> None:

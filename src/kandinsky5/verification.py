@@ -1,0 +1,371 @@
+"""Whether a folder is a working Kandinsky 5 checkpoint: one finding a check, from its files to a picture.
+
+In: a folder in the published layout, and its row of the table if it has one. Out: findings, each with the figure it
+rests on. Nothing is repaired. Refuses to know: the hub, and how findings are shown.
+"""
+
+import json
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kandinsky5.errors import CapacityError, CheckpointError, RequestError
+from kandinsky5.hub import missing_files
+from kandinsky5.hub.selection import WEIGHT_NAMES, choose_weights
+from kandinsky5.loading import load_pipeline
+from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.prompts import TEMPLATES, Task, crop
+from kandinsky5.variants import Variant
+
+if TYPE_CHECKING:
+    from kandinsky5.pipelines import Kandinsky5T2IPipeline
+
+PUBLISHED_NETWORK: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "in_visual_dim": 16,
+        "out_visual_dim": 16,
+        "in_text_dim": 3584,
+        "in_text_dim2": 768,
+        "time_dim": 512,
+        "patch_size": [1, 2, 2],
+        "model_dim": 2560,
+        "ff_dim": 10240,
+        "num_text_blocks": 2,
+        "num_visual_blocks": 50,
+        "axes_dims": [32, 48, 48],
+    }
+)
+"""Sizes of the four published networks; `visual_cond` is true for editing (authors' repository, 2025-11-28)."""
+
+QWEN_VOCABULARY: Final = 151_643
+"""Byte pairs of Qwen2.5's tokenizer, which the templates' token counts were taken with."""
+
+QWEN_PREFIX_TOKENS: Final[Mapping[Task, int]] = MappingProxyType({"text-to-image": 41, "editing": 52})
+
+AGREEMENT: Final[Mapping[torch.dtype, float]] = MappingProxyType(
+    {torch.float32: 0.02, torch.bfloat16: 0.1, torch.float16: 0.05}
+)
+"""Largest relative L2 distance to the velocity of diffusers' class with the same tensors. diffusers 0.42.1 rounds
+rotated queries and keys to bfloat16 even in float32: the embedded model is 8e-4 away then, 5e-3 in bfloat16."""
+
+LATENT_SIDE: Final = 16
+TEXT_TOKENS: Final = 24
+PICTURE_SIDE: Final = 256
+"""Sizes of the forward pass and the picture: small, so that a CPU has them in seconds."""
+
+Outcome = Literal["ok", "failed", "skipped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found. `figure` is the measure, or the reason."""
+
+    check: str
+    outcome: Outcome
+    figure: str
+
+
+class _Skipped(Exception):  # noqa: N818 - an ending, not an error
+    """A check that does not apply; its text says why."""
+
+
+@dataclass(kw_only=True)
+class _Subject:
+    """What is being checked, and the pipeline once it is loaded."""
+
+    folder: Path
+    variant: Variant | None
+    device: str
+    dtype: str
+    pipeline: "Kandinsky5T2IPipeline | None" = field(default=None)
+
+    @property
+    def is_published(self) -> bool:
+        return self.variant is not None and self.variant.hub_id is not None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The network's config, read again by each check that asks."""
+        return _read_object(self.folder / "transformer" / "config.json")
+
+    def loaded(self) -> "Kandinsky5T2IPipeline":
+        if self.pipeline is None:
+            raise _Skipped("it could not be loaded")
+        return self.pipeline
+
+
+def verify(
+    folder: Path,
+    variant: Variant | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    files_only: bool = False,
+    on_check: Callable[[str], None] = lambda check: None,
+) -> Iterator[Finding]:
+    """Check a folder, one finding at a time, from the cheapest check to the dearest.
+
+    Args:
+        folder: in the published layout.
+        variant: its row; a published one is held to the published sizes.
+        device, dtype: where and in which dtype it is run, as `load_pipeline` takes them.
+        files_only: load nothing; the checks that run the model are skipped.
+        on_check: told the name of each check before it starts.
+    """
+    subject = _Subject(folder=folder, variant=variant, device=device, dtype=dtype)
+    failed: list[str] = []
+    for check, look, runs_model in CHECKS:
+        on_check(check)
+        if runs_model and files_only:
+            reason = "only files are looked at"
+        elif failed and (runs_model or failed == ["files"]):
+            reason = f"{failed[0]}: failed"
+        else:
+            reason = ""
+        finding = _look(check, look, subject, reason)
+        if finding.outcome == "failed":
+            failed.append(check)
+        yield finding
+
+
+def _look(check: str, look: Callable[[_Subject], str], subject: _Subject, reason: str) -> Finding:
+    if reason:
+        return Finding(check=check, outcome="skipped", figure=reason)
+    try:
+        return Finding(check=check, outcome="ok", figure=look(subject))
+    except _Skipped as skipped:
+        return Finding(check=check, outcome="skipped", figure=str(skipped))
+    except (CheckpointError, CapacityError, RequestError) as error:
+        figure = str(error)
+    except Exception as error:  # whatever a library makes of files that are not what they seem
+        figure = f"{type(error).__name__}: {error}"
+    return Finding(check=check, outcome="failed", figure=" ".join(figure.split())[:500])
+
+
+# -- Files --------------------------------------------------------------------------------------------------------
+
+
+def _files(subject: _Subject) -> str:
+    missing = missing_files(subject.folder)
+    if missing:
+        raise CheckpointError(f"{subject.folder} lacks {', '.join(missing[:3])}.")
+    files = [file for file in subject.folder.rglob("*") if file.is_file()]
+    return f"{len(files)} files, {sum(file.stat().st_size for file in files) / 1e9:.2f} GB"
+
+
+def _network_config(subject: _Subject) -> str:
+    config = subject.config
+    sizes = f"{config.get('num_visual_blocks')} blocks of width {config.get('model_dim')}"
+    if subject.variant is None or not subject.is_published:
+        raise _Skipped(f"{sizes}; not one of the published checkpoints")
+    expected = {**PUBLISHED_NETWORK, "visual_cond": subject.variant.task == "editing"}
+    for name, value in expected.items():
+        found = config.get(name, False if name == "visual_cond" else None)
+        if found != value:
+            raise CheckpointError(
+                f"{name} of the network is {found}; {subject.variant.name} was published with {value}."
+            )
+    return f"{sizes}, as published"
+
+
+def _network_tensors(subject: _Subject) -> str:
+    with torch.device("meta"):
+        network = Kandinsky5Transformer3DModel.from_config(subject.config)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    stored = {name: shape for name, (_, shape) in _stored(subject.folder, "transformer").items()}
+    for name in sorted(expected.keys() | stored.keys()):
+        if expected.get(name) != stored.get(name):
+            raise CheckpointError(
+                f"Tensor {name} is {stored.get(name, 'missing')}; the config implies {expected.get(name, 'none')}."
+            )
+    return f"{len(stored)} tensors, {sum(map(math.prod, stored.values())) / 1e6:.1f} M parameters, as the config says"
+
+
+def _dtypes(subject: _Subject) -> str:
+    described = []
+    for component in WEIGHT_NAMES:
+        counts = Counter(dtype for dtype, _ in _stored(subject.folder, component).values())
+        described.append(f"{component} " + " + ".join(f"{n} {dtype}" for dtype, n in counts.most_common()))
+    return "; ".join(described)
+
+
+def _template(subject: _Subject) -> str:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(subject.folder / "tokenizer", local_files_only=True)
+    counts = {
+        task: len(tokenizer(TEMPLATES[task, "release"].prefix)["input_ids"]) for task in QWEN_PREFIX_TOKENS
+    }
+    told = ", ".join(f"{task} {count} (cut {crop(count)})" for task, count in counts.items())
+    if counts == QWEN_PREFIX_TOKENS:
+        return told
+    if subject.is_published or tokenizer.vocab_size == QWEN_VOCABULARY:
+        raise CheckpointError(f"Tokens of the templates' prefixes: {told}; Qwen's tokenizer gives 41 and 52.")
+    return f"{told}; a tokenizer of its own, so exactly its prefixes are cut"
+
+
+def _finite(subject: _Subject) -> str:
+    count = 0
+    for component in WEIGHT_NAMES:
+        for file in _weight_files(subject.folder, component):
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    tensor = opened.get_tensor(name)
+                    if not _is_finite(tensor):
+                        raise CheckpointError(f"Tensor {name} of {file} has NaN or infinity.")
+                    count += tensor.numel()
+    return f"{count / 1e6:.1f} M values"
+
+
+# -- The model, run -------------------------------------------------------------------------------------------------
+
+
+def _loading(subject: _Subject) -> str:
+    started = time.perf_counter()
+    subject.pipeline = load_pipeline(str(subject.folder), device=subject.device, dtype=subject.dtype)
+    subject.pipeline.set_progress_bar_config(disable=True)
+    network = subject.pipeline.transformer
+    dtype = str(_dtype_of(network)).removeprefix("torch.")
+    return f"{time.perf_counter() - started:.1f} s, {network.device}, {dtype}"
+
+
+def _forward(subject: _Subject) -> str:
+    """The velocity of random latents, text and time, beside that of diffusers' class with the same tensors."""
+    network = subject.loaded().transformer
+    inputs = _random_inputs(network)
+    with torch.inference_mode():
+        ours = network(**inputs).sample.float()
+        if not _is_finite(ours):
+            raise CheckpointError("The velocity of random latents has NaN or infinity.")
+        with warnings.catch_warnings():  # torch remarks on how diffusers mixes dtypes
+            warnings.simplefilter("ignore")
+            theirs = _peer(network)(**inputs).sample.float()
+    distance = float((ours - theirs).norm() / theirs.norm())
+    limit = AGREEMENT[_dtype_of(network)]
+    if not distance <= limit:
+        raise CheckpointError(
+            f"The velocity is {distance:.2g} (relative L2) from diffusers'; {limit} is allowed."
+        )
+    return f"relative L2 distance to diffusers {distance:.1e} (at most {limit})"
+
+
+def _picture(subject: _Subject) -> str:
+    pipeline = subject.loaded()
+    started = time.perf_counter()
+    width, height = (min(side, PICTURE_SIDE) for side in pipeline.default_size)
+    output: Any = pipeline(
+        prompt="a red circle",
+        width=width,
+        height=height,
+        num_inference_steps=2,
+        generator=torch.Generator("cpu").manual_seed(0),
+        output_type="pt",
+    )
+    pixels = output.images.float()
+    spread = float(pixels.std())
+    if not _is_finite(pixels) or spread == 0:
+        raise CheckpointError(f"The picture is not one: standard deviation {spread}.")
+    seconds = time.perf_counter() - started
+    return f"{width}x{height}, 2 steps, {seconds:.1f} s, standard deviation {spread:.2f}"
+
+
+CHECKS: Final[tuple[tuple[str, Callable[[_Subject], str], bool], ...]] = (
+    ("files", _files, False),
+    ("network config", _network_config, False),
+    ("network tensors", _network_tensors, False),
+    ("stored dtypes", _dtypes, False),
+    ("template tokens", _template, False),
+    ("finite values", _finite, False),
+    ("loading", _loading, True),
+    ("forward pass", _forward, True),
+    ("picture", _picture, True),
+)
+"""Name, check, and whether it runs the model."""
+
+
+def _random_inputs(network: Kandinsky5Transformer3DModel) -> dict[str, Any]:
+    """Inputs of the network, drawn on the CPU from seed 0: (1, 1, 16, 16, C) latents, 24 text tokens, t = 0.5."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    config, dtype = network.config, _dtype_of(network)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(network.device, dtype)
+
+    _, rows, columns = config.patch_size
+    return {
+        "hidden_states": draw(1, 1, LATENT_SIDE, LATENT_SIDE, network.input_channels),
+        "encoder_hidden_states": draw(1, TEXT_TOKENS, config.in_text_dim),
+        "pooled_projections": draw(1, config.in_text_dim2),
+        "timestep": torch.tensor([500.0], device=network.device),
+        "visual_rope_pos": [
+            torch.arange(n, device=network.device) for n in (1, LATENT_SIDE // rows, LATENT_SIDE // columns)
+        ],
+        "text_rope_pos": torch.arange(TEXT_TOKENS, device=network.device),
+    }
+
+
+def _peer(network: Kandinsky5Transformer3DModel) -> Any:
+    """The class of diffusers around our tensors: the one place of the package that asks the class we replace."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+
+    try:
+        from diffusers import Kandinsky5Transformer3DModel as Peer
+    except ImportError:
+        raise _Skipped("finite; this diffusers has no class to compare with") from None
+    with init_empty_weights(include_buffers=False):
+        peer = Peer.from_config(dict(network.config))
+    peer.load_state_dict(network.state_dict(), assign=True)
+    return peer.to(network.device).eval()
+
+
+def _dtype_of(network: Kandinsky5Transformer3DModel) -> torch.dtype:
+    """The dtype the blocks run in; time embedding and modulation may be wider."""
+    return network.text_embeddings.norm.weight.dtype
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    least, largest = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
+    return math.isfinite(float(least)) and math.isfinite(float(largest))
+
+
+def _weight_files(folder: Path, component: str) -> list[Path]:
+    """The safetensors that the component's library reads."""
+    place = folder / component
+    names = choose_weights(sorted(file.name for file in place.iterdir()), component, None)
+    return [place / name for name in names if name.endswith(".safetensors")]
+
+
+def _stored(folder: Path, component: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> dtype and shape, from the files' headers. Raises CheckpointError for a file that has none."""
+    stored: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for file in _weight_files(folder, component):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    part = opened.get_slice(name)
+                    stored[name] = part.get_dtype(), tuple(part.get_shape())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} is damaged: {error}.") from error
+    return stored
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object.")
+    return content
