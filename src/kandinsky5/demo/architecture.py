@@ -54,7 +54,7 @@ class Architecture:
     pooled_layers: int = 2
     pooled_heads: int = 3
     autoencoder_widths: tuple[int, int, int, int] = (32, 64, 96, 96)
-    autoencoder_norm_groups: int = 4
+    autoencoder_norm_groups: int = 1
 
 
 def build_network(size: Architecture) -> Kandinsky5Transformer3DModel:
@@ -144,7 +144,8 @@ def build_pooled_encoder(size: Architecture, tokenizer: CLIPTokenizer) -> CLIPTe
 def build_autoencoder(size: Architecture) -> AutoencoderKL:
     """FLUX's autoencoder made narrow: 16 channels, 8 times smaller, no convolutions around the latents.
 
-    `scaling_factor` is 1: training folds the latents' scale into the weights.
+    `scaling_factor` is 1: training folds the latents' scale into the weights. No attention, and one group a norm, so
+    that a thing changes the latents around it and hardly any others (docs/decisions/autoencoder.md).
     """
     return AutoencoderKL(
         in_channels=3,
@@ -158,6 +159,7 @@ def build_autoencoder(size: Architecture) -> AutoencoderKL:
         sample_size=size.image_size,
         scaling_factor=1.0,
         shift_factor=0.0,
+        mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
     )

@@ -1,20 +1,22 @@
 """Trains the embedded model's autoencoder on endless rendered scenes.
 
 Comes in: a recipe and a working folder. Goes out: an `AutoencoderKL` folder whose latents have mean 0 and deviation 1
-in every channel, and its error on scenes it has not seen. It does not know of text or of the network that will live in
-those latents.
+in every channel, with its quality on scenes it has not seen. It does not know of text or of the network that will live
+in those latents. What was tried, with figures: docs/decisions/autoencoder.md.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from kandinsky5.demo.architecture import Architecture, build_autoencoder, cast_parameters
+from kandinsky5.demo.autoencoder_quality import measure, near_things, save_quality, save_reconstructions
 from kandinsky5.demo.renderer import render
 from kandinsky5.demo.running import Running
 from kandinsky5.demo.scene_batches import PackedScenes, batches_from
@@ -25,46 +27,60 @@ logger = logging.getLogger(__name__)
 
 STATE = Path("autoencoder/state.safetensors")
 FOLDER = Path("autoencoder/vae")
+QUALITY = Path("autoencoder/quality.json")
+SHEET = "autoencoder.png"
+SHEET_PICTURES = 8
 MEASURING_BATCHES = range(10**9, 10**9 + 8)
-"""Batches for statistics and error; training never counts this far."""
+UNSEEN_BATCHES = range(10**9 + 8, 10**9 + 16)
+"""Batches for the fold's statistics and for quality; training never counts this far."""
+
+TAIL = 3.0
+"""Latents this far from zero, in deviations, are rare in a normal distribution: 0.3 %."""
+
+COPY_NOISE = 0.1
+"""What sets copies of a channel apart at the start, in the deviation that would keep a signal's variance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe:
-    """What decides the result. Weights of the loss are per pixel or per latent value."""
+    """What decides the result.
+
+    `things_share` of the loss is about pixels near things, the rest about flat ground; the other weights belong to the
+    parts of `picture_losses` and `latent_losses`. `latent_noise` is added to the latents, whose deviation is near 1.
+    """
 
     architecture: Architecture = field(default_factory=Architecture)
     update: UpdateSettings = field(
-        default_factory=lambda: UpdateSettings(steps=1500, peak=1e-3, warmup=100, decay_share=0.5)
+        default_factory=lambda: UpdateSettings(steps=3000, peak=1e-3, warmup=100, decay_share=0.5)
     )
-    batch: int = 64
+    batch: int = 32
     seed: int = 5
+    things_share: float = 0.6
+    squared_weight: float = 2.0
     edge_weight: float = 1.0
-    divergence_weight: float = 1e-6
-    centre_weight: float = 0.1
+    centre_weight: float = 0.02
+    scale_weight: float = 0.02
+    tail_weight: float = 0.02
     latent_noise: float = 0.1
-    noise_ramp: tuple[float, float] = (0.25, 0.5)
-
-    def noise_at(self, step: int) -> float:
-        """Noise added to the latents at this step, in deviations of each channel.
-
-        None at first: pictures are mostly one flat colour, whose trace in fresh latents is weaker than any useful
-        noise, and an autoencoder that starts under noise never learns its colours (21 dB after 1,600 steps).
-        """
-        begin, end = (share * self.update.steps for share in self.noise_ramp)
-        return self.latent_noise * min(1.0, max(0.0, (step - begin) / max(1.0, end - begin)))
 
 
-def train_autoencoder(recipe: AutoencoderRecipe, running: Running, work: Path) -> bool:
-    """Train, or continue; once finished write the folded weights to `work / FOLDER`. Returns whether it is finished."""
+def train_autoencoder(
+    recipe: AutoencoderRecipe, running: Running, work: Path, out: Path | None = None
+) -> bool:
+    """Train, or continue; returns whether it is finished.
+
+    Once it is, `work / FOLDER` has the folded weights, `work / QUALITY` their figures, and `out / SHEET` (or beside
+    the figures) pictures above their reconstructions, to be looked at before a network is trained on these latents.
+    """
     torch.manual_seed(recipe.seed)
     vae = build_autoencoder(recipe.architecture).to(running.device)
-    _begin_certain(vae)
+    scenes = PackedScenes(seed=recipe.seed, batch=recipe.batch)
+    begin_transparent(vae)
+    _fold(vae, scenes, recipe, running)
     cast_parameters(vae, running.dtype)
     update = Update(dict(vae.named_parameters()), recipe.update)
     settings = asdict(recipe)
     resume(update, work / STATE, settings)
-    scenes = PackedScenes(seed=recipe.seed, batch=recipe.batch)
     batches = batches_from(
         scenes, range(update.step, recipe.update.steps), running.workers, pin=running.device.type == "cuda"
     )
@@ -79,12 +95,15 @@ def train_autoencoder(recipe: AutoencoderRecipe, running: Running, work: Path) -
         limits=running.limits,
     )
     if finished:
-        _finish(recipe, running, update.average(), scenes, work / FOLDER)
+        vae = folded(recipe, running, update.average(), scenes)
+        vae.save_pretrained(work / FOLDER)
+        unseen = [scenes[number].to(running.device) for number in UNSEEN_BATCHES]
+        _show(vae, unseen, recipe, work, out or work / QUALITY.parent)
     return finished
 
 
 class AutoencoderGradients:
-    """Gradients of one batch: draw, encode, sample, decode, compare."""
+    """Gradients of one batch: draw, encode, add noise, decode, compare."""
 
     def __init__(self, vae: AutoencoderKL, update: Update, recipe: AutoencoderRecipe, running: Running):
         self._vae = vae
@@ -102,61 +121,99 @@ class AutoencoderGradients:
         """See `kandinsky5.train.run.Gradients`."""
         recipe, running = self._recipe, self._running
         generator = running.generator(recipe.seed, step)
-        pictures = self._draw(packed.to(running.device, non_blocking=True), recipe.architecture.image_size)
-        pictures = pictures.to(running.dtype)
-        posterior = self._vae.encode(pictures).latent_dist
-        mean, variance_log = posterior.mean.float(), posterior.logvar.float()
-
-        def noise() -> Tensor:
-            return torch.randn(mean.shape, generator=generator, device=mean.device)
-
-        deviation = mean.detach().std(dim=(0, 2, 3), keepdim=True)
-        spread = torch.exp(0.5 * variance_log), recipe.noise_at(step) * deviation
-        latents = mean + spread[0] * noise() + spread[1] * noise()
-        decoded = self._vae.decode(latents.to(running.dtype)).sample
-        parts = autoencoder_losses(pictures.float(), decoded.float(), mean, variance_log)
+        packed = packed.to(running.device, non_blocking=True)
+        pictures = self._draw(packed, recipe.architecture.image_size)
+        latents = self._vae.encode(pictures.to(running.dtype)).latent_dist.mean.float()
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        noisy = latents + recipe.latent_noise * noise
+        decoded = self._vae.decode(noisy.to(running.dtype)).sample.float()
+        weights = balanced_weights(near_things(pictures, packed), recipe.things_share)
+        parts = picture_losses(pictures, decoded, weights) | latent_losses(latents)
         loss = (
             parts["pixels"]
+            + recipe.squared_weight * parts["squares"]
             + recipe.edge_weight * parts["edges"]
-            + recipe.divergence_weight * parts["divergence"]
             + recipe.centre_weight * parts["centre"]
+            + recipe.scale_weight * parts["scale"]
+            + recipe.tail_weight * parts["tails"]
         )
         loss.backward()
         self._update.masters.take_gradients()
         return parts
 
 
-def autoencoder_losses(
-    pictures: Tensor, decoded: Tensor, mean: Tensor, variance_log: Tensor
-) -> dict[str, Tensor]:
-    """The parts of the loss, float32 scalars.
+def balanced_weights(things: Tensor, share: float) -> Tensor:
+    """Weights of pixels (B, 1, S, S), of mean 1, that give pixels marked in `things` this share of the sum."""
+    fraction = things.float().mean().clamp(1e-6, 1 - 1e-6)
+    return torch.where(things, share / fraction, (1 - share) / (1 - fraction))
 
-    Args:
-        pictures: (B, 3, S, S) in [-1, 1].
-        decoded: of the same shape.
-        mean: of the posterior (B, C, s, s).
-        variance_log: the logarithm of its variance.
 
-    Returns:
-        `pixels`: mean absolute error; `edges`: that of the differences between neighbours, both ways; `divergence`:
-        Kullback-Leibler from N(0, 1), a latent value; `centre`: squared mean of each channel, which keeps the part of
-        the fold that zero padding does not see (`fold_scale`) near zero.
+def picture_losses(pictures: Tensor, decoded: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Errors of decoded pictures (B, 3, S, S) in [-1, 1], pixels weighted by (B, 1, S, S); float32 scalars.
+
+    `pixels`: mean absolute error; `squares`: mean squared error, whose gradient is large where a colour is far off;
+    `edges`: absolute error of the differences between neighbours, both ways.
     """
     error = decoded - pictures
+    across, down = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
     return {
-        "pixels": error.abs().mean(),
-        "edges": error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean(),
-        "divergence": 0.5 * (mean.square() + variance_log.exp() - 1 - variance_log).mean(),
-        "centre": mean.mean(dim=(0, 2, 3)).square().mean(),
+        "pixels": (weights * error.abs()).mean(),
+        "squares": (weights * error.square()).mean(),
+        "edges": (weights[..., 1:] * across).mean() + (weights[..., 1:, :] * down).mean(),
+    }
+
+
+def latent_losses(latents: Tensor) -> dict[str, Tensor]:
+    """What latents (B, C, s, s) are kept from, so that a diffusion network can learn them; float32 scalars.
+
+    `centre`: squared mean of each channel, which keeps the part of the fold that zero padding does not see
+    (`fold_scale`) near zero; `scale`: mean square of each channel away from 1, which gives `latent_noise` its meaning;
+    `tails`: squares of what exceeds `TAIL`.
+    """
+    return {
+        "centre": latents.mean(dim=(0, 2, 3)).square().mean(),
+        "scale": (latents.square().mean(dim=(0, 2, 3)) - 1).square().mean(),
+        "tails": (latents.abs() - TAIL).clamp_min(0).square().mean(),
     }
 
 
 @torch.no_grad()
-def _begin_certain(vae: AutoencoderKL) -> None:
-    """Start the posterior's variance at e^-10 everywhere: a variance near 1 would hide the fresh latents."""
+def begin_transparent(vae: AutoencoderKL) -> None:
+    """Start as a network that hands a blurred picture through, with certain latents.
+
+    PyTorch's own start divides the variance of what passes a convolution by 3 and adds a random bias; after the eight
+    between a picture and its latents the colours drown in what residual branches add, and training spends its first
+    thousand steps on finding them again. Here every convolution outside residual branches begins as a copy of its
+    channels (with both signs where there is room, so that SiLU loses nothing) and a little noise to tell copies apart;
+    residual branches begin at zero. The posterior's variance is small and stays so: noise of a known size, added while
+    training, does what a learnt variance would.
+    """
+    for name, module in vae.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if name.endswith(".conv2"):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+        elif "samplers" in name or name.endswith((".conv_in", ".conv_shortcut")):
+            _copy_channels(module)
     channels = vae.config.latent_channels
     vae.encoder.conv_out.weight[channels:] = 0
     vae.encoder.conv_out.bias[channels:] = -10
+
+
+def _copy_channels(convolution: nn.Conv2d) -> None:
+    """Channel j becomes a copy of input channel `j mod inputs`, every second round negative; a stride averages."""
+    outputs, inputs, size, _ = convolution.weight.shape
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.normal_(convolution.weight, std=COPY_NOISE / math.sqrt(inputs * size * size))
+    for output in range(outputs):
+        sign = -1 if output // inputs % 2 else 1
+        kernel = convolution.weight[output, output % inputs]
+        if convolution.stride[0] == 2:  # diffusers pads such a convolution on the right and below
+            kernel[:2, :2] += sign / 4
+        else:
+            kernel[size // 2, size // 2] += sign
 
 
 @torch.no_grad()
@@ -184,39 +241,27 @@ def fold_scale(vae: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
 
 
 @torch.no_grad()
-def peak_signal_to_noise(vae: AutoencoderKL, pictures: list[Tensor]) -> float:
-    """Of decoded posterior means, in dB, for values in [0, 1]."""
-    errors = [
-        (vae.decode(vae.encode(batch).latent_dist.mean).sample.float().clamp(-1, 1) - batch.float())
-        .square()
-        .mean()
-        for batch in pictures
-    ]
-    return float(-10 * torch.log10(torch.stack(errors).mean() / 4))
-
-
-def _finish(
-    recipe: AutoencoderRecipe,
-    running: Running,
-    average: Mapping[str, Tensor],
-    scenes: PackedScenes,
-    folder: Path,
-) -> None:
-    """Fold the averaged weights in float32, round them as they are published, measure, save."""
+def folded(
+    recipe: AutoencoderRecipe, running: Running, average: Mapping[str, Tensor], scenes: PackedScenes
+) -> AutoencoderKL:
+    """The averaged weights, folded in float32 and rounded to bfloat16, as they are published."""
     vae = build_autoencoder(recipe.architecture).to(running.device)
     vae.load_state_dict(dict(average))
+    _fold(vae, scenes, recipe, running)
+    cast_parameters(vae.requires_grad_(False), torch.bfloat16)
+    return vae
+
+
+def _fold(vae: AutoencoderKL, scenes: PackedScenes, recipe: AutoencoderRecipe, running: Running) -> None:
     size = recipe.architecture.image_size
     pictures = [render(scenes[number].to(running.device), size) for number in MEASURING_BATCHES]
     fold_scale(vae, *latent_moments(vae, pictures))
-    cast_parameters(vae.requires_grad_(False), torch.bfloat16)
-    rounded = [batch.to(torch.bfloat16) for batch in pictures]
-    mean, deviation = latent_moments(vae, rounded)
-    logger.info(
-        "%.2f dB on %d unseen scenes; latent means up to %.3f, deviations %.3f to %.3f",
-        peak_signal_to_noise(vae, rounded),
-        len(rounded) * len(rounded[0]),
-        float(mean.abs().max()),
-        float(deviation.min()),
-        float(deviation.max()),
-    )
-    vae.save_pretrained(folder)
+
+
+def _show(vae: AutoencoderKL, unseen: list[Tensor], recipe: AutoencoderRecipe, work: Path, out: Path) -> None:
+    size = recipe.architecture.image_size
+    quality = measure(vae, unseen, size)
+    logger.info("%s", quality)
+    save_quality(quality, work / QUALITY)
+    save_reconstructions(vae, unseen[0][:SHEET_PICTURES], size, out / SHEET)
+    logger.info("%s", out / SHEET)
