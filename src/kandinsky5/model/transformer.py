@@ -13,7 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin  # diffusers looks for it in this module too
 from torch import Tensor, nn
 
 from kandinsky5.errors import RequestError
@@ -25,13 +25,14 @@ from kandinsky5.model.embeddings import (
     text_rotation,
     visual_rotation,
 )
+from kandinsky5.model.loading import CheckedLoading
 
 MAX_TEXT_POSITIONS = 1024
 MAX_VISUAL_POSITIONS = 128
 """Positions an axis that the released models were built for (authors' `RoPE1D` and `RoPE3D`)."""
 
 
-class Kandinsky5Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
+class Kandinsky5Transformer3DModel(CheckedLoading, ModelMixin, ConfigMixin, PeftAdapterMixin, AttentionMixin):
     """Kandinsky 5.0's flow-matching diffusion transformer (arXiv 2511.14993, section 5), for images.
 
     Stored dtypes may be anything; time embedding, modulation, norms, gates and rotary positions are computed in
@@ -194,6 +195,20 @@ class Kandinsky5Transformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, At
 
         velocity = self.out_layer(visual.to(ends_dtype), time, grid).to(hidden_states.dtype)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def fuse_qkv_projections(self) -> None:
+        """Not possible: adapters, quantisation and checkpoints address query, key and value by their own names."""
+        raise RequestError(
+            "fuse_qkv_projections() is not supported: query, key and value stay three layers. "
+            "compile_repeated_blocks() is the way to fewer kernels."
+        )
+
+    def enable_cache(self, config: Any) -> None:
+        """Not possible: diffusers' caches need one forward pass a guidance branch, in contexts they can tell apart."""
+        raise RequestError(
+            f"enable_cache({type(config).__name__}) is not supported: both guidance branches share one forward pass, "
+            "which diffusers' caches cannot tell apart. Fewer steps are the way to a faster picture."
+        )
 
     def _time_vector(self, timestep: Tensor | float | int, pooled: Tensor) -> Tensor:
         """(B, time_dim), float32 or wider: the time, shifted by the pooled prompt."""

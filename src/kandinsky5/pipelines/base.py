@@ -4,7 +4,8 @@ Comes in: components, or a saved folder. Goes out: defaults, starting noise, den
 everything about prompts and sources, is in the pipelines themselves.
 """
 
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -17,11 +18,15 @@ from transformers import CLIPTextModel, CLIPTokenizer, Qwen2_5_VLForConditionalG
 
 from kandinsky5 import denoise
 from kandinsky5 import latents as latent_stage
+from kandinsky5.checkpoint.finite import check_finite
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import NATIVE_SIZES, VAE_FACTOR
+from kandinsky5.model.loading import checkpoint_errors, refuse_pickles, requested_dtype, single_file
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.callbacks import TENSOR_NAMES, StepCallback, apply_callback
-from kandinsky5.pipelines.published import published_index, with_our_classes
+from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder
+from kandinsky5.pipelines.processor_files import ProcessorFiles
+from kandinsky5.pipelines.published import QWEN_PROCESSORS, published_index, with_our_classes
 from kandinsky5.prompts import TEMPLATE_NAMES, Task
 
 
@@ -81,6 +86,94 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
         self.vae_scale_factor_spatial = VAE_FACTOR if levels is None else 2 ** (levels - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
         self.batched_guidance = True
+        self._processor: ProcessorFiles | None = None
+
+    # -- Loading and saving -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """The pipeline of a folder or a hub id.
+
+        Takes diffusers' arguments: components by name, `dtype` (one, or one a component; `torch_dtype` is its older
+        name), `variant`, `revision`, `token`, `cache_dir`, `local_files_only`, `device_map`, `quantization_config` and
+        the rest. Without a dtype each component keeps the one it is stored in. Before anything is loaded all files,
+        names and shapes are held to the configs (`pipelines.folder`); afterwards weights must be finite.
+
+        Raises:
+            CheckpointError (an OSError): files that are missing, damaged, pickled, or not what they claim to be.
+            RequestError (a ValueError): a dtype that is none, or `use_safetensors=False`.
+        """
+        dtype = requested_dtype(kwargs)
+        refuse_pickles(kwargs)
+        source = str(pretrained_model_name_or_path)
+        brought = [name for name in cls._get_signature_keys(cls)[0] if name in kwargs]
+        with checkpoint_errors(source):
+            folder = Path(source) if Path(source).is_dir() else Path(cls.download(source, **kwargs))
+        checked = check_folder(folder, brought, kwargs.get("variant"))
+        kwargs["dtype"] = {**checked.dtypes, "default": torch.float32} if dtype is None else dtype
+        with checkpoint_errors(source):
+            pipeline = super().from_pretrained(str(folder), **{**kwargs, **checked.light})
+        for name in KINDS:
+            if name not in brought and getattr(pipeline, name) is not None:
+                check_finite(getattr(pipeline, name), folder / name)
+        pipeline.register_to_config(_name_or_path=source)
+        pipeline._keep_processor(folder, checked)
+        return pipeline
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Self:
+        """The pipeline whose network is in one file, such as the authors' `kandinsky5lite_t2i.safetensors`.
+
+        Args:
+            pretrained_model_link_or_path: path of the safetensors file.
+            config: folder or hub id that the other components come from. Not needed when all six are passed by name.
+            kwargs: components by name, and the arguments of `from_pretrained`.
+
+        Raises:
+            CheckpointError: a file that is damaged or holds something else.
+            RequestError: nowhere to take the other components from.
+        """
+        file = single_file(pretrained_model_link_or_path)
+        base = kwargs.pop("config", None)
+        names = [name for name in cls._get_signature_keys(cls)[0] if name != "transformer"]
+        missing = [name for name in names if name not in kwargs]
+        if missing and base is None:
+            raise RequestError(
+                f"{file.name} holds the network alone; {', '.join(missing)} must come from somewhere: pass "
+                "config=<folder or hub id of a whole pipeline>, or each by name."
+            )
+        if "quantization_config" in kwargs:
+            raise RequestError(
+                "quantization_config cannot be given with a single file: quantise the network with "
+                "Kandinsky5Transformer3DModel.from_single_file(..., quantization_config=...), and pass it as "
+                "from_pretrained(..., transformer=network)."
+            )
+        dtype = requested_dtype(kwargs)
+        own = {name: kwargs[name] for name in ("device_map", "disable_mmap") if name in kwargs}
+        wanted = dtype.get("transformer", dtype.get("default")) if isinstance(dtype, dict) else dtype
+        network = Kandinsky5Transformer3DModel.from_single_file(file, dtype=wanted, **own)
+        if not missing:
+            return cls(transformer=network, **kwargs)
+        return cls.from_pretrained(base, transformer=network, dtype=dtype, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write a folder in the published layout, which diffusers loads too; diffusers' arguments."""
+        if kwargs.get("safe_serialization") is False:
+            raise RequestError(
+                "safe_serialization=False would write pickles, which are not read here; leave it out."
+            )
+        if self._processor is not None and self._processor.tokenizer is self.tokenizer:
+            self._processor.write(Path(save_directory) / "tokenizer")
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _keep_processor(self, folder: Path, checked: CheckedFolder) -> None:
+        """Remember the processor that only the tokenizer was built of, so that it is saved again."""
+        if "tokenizer" not in checked.light:
+            return
+        library, named = checked.index["tokenizer"]
+        if named in QWEN_PROCESSORS and named != type(self.tokenizer).__name__:
+            self._processor = ProcessorFiles.read(folder / "tokenizer", self.tokenizer, (library, named))
+            self.register_to_config(tokenizer=self._processor.entry)
 
     # -- What the checkpoint says ---------------------------------------------------------------------------------
 

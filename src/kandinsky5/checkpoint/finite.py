@@ -1,0 +1,53 @@
+"""Values that are no numbers: found in files, or in a module that was just loaded.
+
+Minimum and maximum tell: a NaN spreads to both, an infinity is one of them. One thread reads bfloat16 at more than
+10 GB/s that way, so every loaded module is looked at; what is offloaded to disk is not.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from kandinsky5.checkpoint.safetensors_header import read_header
+from kandinsky5.errors import CheckpointError
+
+
+def find_non_finite(folder: Path) -> list[tuple[Path, str]]:
+    """(file, tensor) of each stored tensor below a folder that holds NaN or infinity; one tensor in memory at a time.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+    """
+    found = []
+    for file in sorted(Path(folder).rglob("*.safetensors")):
+        names = read_header(file)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found += [(file, name) for name in names if not is_finite(opened.get_tensor(name))]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}.") from error
+    return found
+
+
+def check_finite(module: nn.Module, where: str | Path) -> None:
+    """Refuse a loaded module with NaN or infinity in a parameter.
+
+    Raises:
+        CheckpointError: naming the parameter.
+    """
+    for name, parameter in module.named_parameters():
+        if type(parameter.data) is Tensor and not is_finite(parameter.detach()):
+            raise CheckpointError(
+                f"Tensor {name!r} in {where} has values that are not finite (NaN or infinity). Fetch it again."
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are numbers; a tensor without storage (meta) counts as such."""
+    if tensor.is_meta or not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    extremes = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
+    return all(math.isfinite(float(extreme)) for extreme in extremes)

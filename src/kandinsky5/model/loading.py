@@ -1,0 +1,202 @@
+"""How the network is loaded: from a folder or a hub id, or from one file, checked before and after.
+
+Comes in: what diffusers' `from_pretrained` and `from_single_file` take. Goes out: the network with every tensor that
+its config implies, finite, in the dtype it is stored in unless another is asked for. It refuses to know what the
+network computes.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from torch import nn
+
+from kandinsky5.checkpoint.document import read_object, reason
+from kandinsky5.checkpoint.finite import check_finite
+from kandinsky5.checkpoint.safetensors_header import StoredTensor, read_header
+from kandinsky5.checkpoint.weights import TORCH_DTYPES, compare, read_weights, weight_names
+from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.model.layout import check_config, implied_config
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+_stored_dtypes: ContextVar[Mapping[str, torch.dtype]] = ContextVar(
+    "stored dtypes of the load that is running"
+)
+
+
+class CheckedLoading(ModelMixin, ConfigMixin):
+    """`from_pretrained` and `from_single_file` that prove what they load."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """The network of a folder or a hub id.
+
+        Takes diffusers' arguments: `subfolder`, `dtype` (or `torch_dtype`), `device_map`, `quantization_config`,
+        `variant`, `revision`, `token`, `cache_dir`, `local_files_only` and the rest. Without a dtype every tensor keeps
+        the one it is stored in; with one, time embedding and modulation are float32. Before anything is loaded, files,
+        names and shapes are held to `config.json`; afterwards values must be finite (not when they are quantised).
+
+        Raises:
+            CheckpointError (an OSError): files that are missing, damaged, pickled, or not what the config says.
+            RequestError (a ValueError): a dtype that is none, or `use_safetensors=False`.
+        """
+        kwargs["dtype"] = requested_dtype(kwargs)
+        refuse_pickles(kwargs)
+        root, subfolder = Path(pretrained_model_name_or_path), kwargs.get("subfolder") or ""
+        if not root.is_dir():
+            root = _from_hub(str(pretrained_model_name_or_path), subfolder, kwargs)
+        folder = root / subfolder
+        stored = cls._check_folder(folder, kwargs)
+        keep = {name: TORCH_DTYPES[t.dtype] for name, t in stored.items() if t.dtype in TORCH_DTYPES}
+        with _keeping(keep if kwargs["dtype"] is None else {}), checkpoint_errors(folder):
+            loaded = super().from_pretrained(str(root), **kwargs)
+        network = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True gives a pair
+        network.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        check_finite(network, folder)
+        return loaded
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Self:
+        """The network of one safetensors file, such as the authors' `kandinsky5lite_t2i.safetensors`.
+
+        The config is inferred from the shapes; fields passed by name (`axes_dims=...`) replace what was inferred.
+        Other arguments are those of `from_pretrained`.
+
+        Raises:
+            CheckpointError: a file that is damaged or holds something else.
+        """
+        file = single_file(pretrained_model_link_or_path)
+        config = {**implied_config(read_header(file), file), "_class_name": cls.__name__}
+        # A folder around the file, so that one way of loading serves both.
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / weight_names("diffusers")[0]).symlink_to(file)
+            (Path(folder) / cls.config_name).write_text(json.dumps(config), encoding="utf-8")
+            try:
+                network = cls.from_pretrained(folder, **kwargs)
+            except CheckpointError as error:
+                inside = str(Path(folder) / weight_names("diffusers")[0])
+                raise CheckpointError(
+                    str(error).replace(inside, str(file)).replace(folder, str(file))
+                ) from error
+        network.register_to_config(_name_or_path=str(file))
+        return network
+
+    @classmethod
+    def from_config(cls, config: Any = None, **kwargs: Any) -> Any:
+        """A network with this config; while a checkpoint is being loaded, in the dtypes it is stored in."""
+        built = super().from_config(config, **kwargs)
+        _set_dtypes(built[0] if isinstance(built, tuple) else built, _stored_dtypes.get({}))
+        return built
+
+    @classmethod
+    def _check_folder(cls, folder: Path, kwargs: Mapping[str, Any]) -> dict[str, StoredTensor]:
+        """Everything that can be known without reading a tensor; what is stored."""
+        file = folder / cls.config_name
+        config = read_object(file)
+        stored = read_weights(folder, "diffusers", kwargs.get("variant"))
+        fields = cls._get_init_keys(cls)
+        config.update({name: value for name, value in kwargs.items() if name in fields})
+        check_config(config, stored, file)
+        if config.get("quantization_config") is not None:
+            return stored  # packed by a library that gives the tensors names and shapes of its own
+        try:
+            with torch.device("meta"):
+                expected = cls.from_config(config).state_dict()
+        except Exception as error:  # whatever a lying config leads to
+            raise CheckpointError(
+                f"{file} describes no network that can be built: {reason(error)}"
+            ) from error
+        compare(stored, {name: tuple(tensor.shape) for name, tensor in expected.items()}, folder)
+        return stored
+
+
+def requested_dtype(arguments: dict[str, Any]) -> Any:
+    """Take `dtype` or the older `torch_dtype` out of arguments; None and "auto" ask for the stored dtypes.
+
+    Raises:
+        RequestError: both, or something that is no dtype.
+    """
+    dtype, older = arguments.pop("dtype", None), arguments.pop("torch_dtype", None)
+    if dtype is not None and older is not None:
+        raise RequestError("dtype and torch_dtype are the same argument; pass dtype.")
+    dtype = older if dtype is None else dtype
+    if isinstance(dtype, str) and dtype == "auto":
+        return None
+    for value in dtype.values() if isinstance(dtype, dict) else [dtype]:
+        if value is not None and not isinstance(value, torch.dtype):
+            raise RequestError(f"dtype={value!r} is not a torch.dtype, such as torch.bfloat16.")
+    return dtype
+
+
+def refuse_pickles(arguments: dict[str, Any]) -> None:
+    """Ask diffusers for safetensors only."""
+    if arguments.get("use_safetensors") is False:
+        raise RequestError("use_safetensors=False would open pickles, which can run code; leave it out.")
+    arguments["use_safetensors"] = True
+
+
+def single_file(path: str | Path) -> Path:
+    """The absolute path of a safetensors file.
+
+    Raises:
+        CheckpointError: no such file, or of another kind.
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path} is not a .safetensors file; pickles (.bin, .pt, .ckpt) can run code and are not read here."
+        )
+    if not file.is_file():
+        raise CheckpointError(f"{path} is missing; download it first and pass the path of the file.")
+    return file.absolute()
+
+
+@contextmanager
+def checkpoint_errors(where: str | Path) -> Iterator[None]:
+    """What libraries raise about files, as a `CheckpointError` on one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{where} cannot be loaded: {reason(error)}") from error
+
+
+def _from_hub(hub_id: str, subfolder: str, arguments: Mapping[str, Any]) -> Path:
+    """The snapshot's folder with this component's config and weights."""
+    single, index = weight_names("diffusers", arguments.get("variant"))
+    names = ["config.json", single, index, single.replace(".safetensors", "-*.safetensors")]
+    prefix = f"{subfolder}/" if subfolder else ""
+    passed = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
+    with checkpoint_errors(hub_id):
+        return Path(snapshot_download(hub_id, allow_patterns=[prefix + name for name in names], **passed))
+
+
+@contextmanager
+def _keeping(dtypes: Mapping[str, torch.dtype]) -> Iterator[None]:
+    token = _stored_dtypes.set(dtypes)
+    try:
+        yield
+    finally:
+        _stored_dtypes.reset(token)
+
+
+def _set_dtypes(network: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Give parameters without storage the dtype that their values will arrive in."""
+    for name, dtype in dtypes.items():
+        owner, _, leaf = name.rpartition(".")
+        module = network.get_submodule(owner)
+        parameter = getattr(module, leaf)
+        if parameter.is_meta and parameter.dtype != dtype:
+            empty = torch.empty_like(parameter, dtype=dtype)
+            setattr(module, leaf, nn.Parameter(empty, requires_grad=parameter.requires_grad))
