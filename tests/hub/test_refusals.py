@@ -3,7 +3,10 @@
 import errno
 import hashlib
 import logging
+import shutil
 import socket
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -175,6 +178,33 @@ def test_a_length_that_is_not_the_files(hub: Hub, access: HubAccess) -> None:
     hub.troubles.append(Trouble(where="GET /store", short_length=1000))
     line = refused(access)
     assert "should be of size" in line and "has size 1000" in line
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for half of the pipeline; making one takes root."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("a small file system cannot be made here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="no mount")
+def test_a_small_disk_is_seen_before_and_survived_within(
+    hub: Hub, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = HubAccess(endpoint=hub.address, cache_dir=small_disk / "cache")
+    with pytest.raises(CapacityError, match="are free"):
+        fetch(REPO, access=access)
+    assert hub.sent() == 0
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**9})())
+    with pytest.raises(CapacityError, match=r"The disk of .*cache is full; .*whole files are kept"):
+        fetch(REPO, access=access)
+    assert hub.sent() > 0 and leftovers(access) == []
+    assert not list(access.cache_folder.rglob("*.incomplete"))
 
 
 def test_a_disk_that_fills_up(hub: Hub, access: HubAccess, monkeypatch: pytest.MonkeyPatch) -> None:

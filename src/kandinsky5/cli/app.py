@@ -92,7 +92,7 @@ def run(argv: Sequence[str], opener: OpenEngine = open_engine) -> int:
         code, line = _explain(error)
         typer.echo(f"kandinsky5: {line}", err=True)
     if code == ExitCode.INTERRUPTED:
-        typer.echo("kandinsky5: interrupted; no picture is left half written.", err=True)
+        typer.echo("kandinsky5: interrupted; no file is left half written.", err=True)
     return int(code or 0)
 
 

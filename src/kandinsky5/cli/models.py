@@ -102,15 +102,15 @@ def _task(entry: "CachedModel") -> str | None:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "task", "state", "revision", "hub id"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
+    for column in ("model", "task", "state", "size", "revision"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "size" else "left")
+    table.add_column("hub id", overflow="fold")
     for row in rows:
         revision = (row["revision"] or "")[:10] + (f" ({', '.join(row['refs'])})" if row["refs"] else "")
         size = (
             _gigabytes(row["size"]) if row["size"] is not None else f"~{_gigabytes(row['approximate_bytes'])}"
         )
-        table.add_row(row["name"] or "", row["task"] or "", row["state"], revision, row["hub_id"] or "", size)
+        table.add_row(row["name"] or "", row["task"] or "", row["state"], size, revision, row["hub_id"] or "")
     return table
 
 
