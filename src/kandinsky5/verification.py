@@ -4,7 +4,6 @@ In: a folder in the published layout, and its row of the table if it has one. Ou
 rests on. Nothing is repaired. Refuses to know: the hub, and how findings are shown.
 """
 
-import json
 import math
 import time
 import warnings
@@ -16,14 +15,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from kandinsky5.checkpoint.document import read_object
+from kandinsky5.checkpoint.finite import find_non_finite, is_finite
+from kandinsky5.checkpoint.weights import Library, compare, read_weights
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.hub import missing_files
-from kandinsky5.hub.selection import WEIGHT_NAMES, choose_weights
+from kandinsky5.hub.selection import WEIGHT_NAMES
 from kandinsky5.loading import load_pipeline
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.pipelines.folder import check_folder
 from kandinsky5.prompts import TEMPLATES, Task, crop
 from kandinsky5.variants import Variant
 
@@ -96,7 +98,7 @@ class _Subject:
     @property
     def config(self) -> dict[str, Any]:
         """The network's config, read again by each check that asks."""
-        return _read_object(self.folder / "transformer" / "config.json")
+        return read_object(self.folder / "transformer" / "config.json")
 
     def loaded(self) -> "Kandinsky5T2IPipeline":
         if self.pipeline is None:
@@ -182,19 +184,23 @@ def _network_tensors(subject: _Subject) -> str:
     with torch.device("meta"):
         network = Kandinsky5Transformer3DModel.from_config(subject.config)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    stored = {name: shape for name, (_, shape) in _stored(subject.folder, "transformer").items()}
-    for name in sorted(expected.keys() | stored.keys()):
-        if expected.get(name) != stored.get(name):
-            raise CheckpointError(
-                f"Tensor {name} is {stored.get(name, 'missing')}; the config implies {expected.get(name, 'none')}."
-            )
-    return f"{len(stored)} tensors, {sum(map(math.prod, stored.values())) / 1e6:.1f} M parameters, as the config says"
+    stored = read_weights(subject.folder / "transformer", "diffusers")
+    compare(stored, expected, subject.folder / "transformer")
+    parameters = sum(math.prod(shape) for shape in expected.values())
+    return f"{len(stored)} tensors, {parameters / 1e6:.1f} M parameters, as the config says"
+
+
+def _other_components(subject: _Subject) -> str:
+    check_folder(subject.folder, brought=("transformer",))
+    return "tensors of autoencoder and encoders as their configs say; tokenizers and scheduler load"
 
 
 def _dtypes(subject: _Subject) -> str:
     described = []
     for component in WEIGHT_NAMES:
-        counts = Counter(dtype for dtype, _ in _stored(subject.folder, component).values())
+        library: Library = "transformers" if component.startswith("text") else "diffusers"
+        stored = read_weights(subject.folder / component, library)
+        counts = Counter(tensor.dtype for tensor in stored.values())
         described.append(f"{component} " + " + ".join(f"{n} {dtype}" for dtype, n in counts.most_common()))
     return "; ".join(described)
 
@@ -215,16 +221,13 @@ def _template(subject: _Subject) -> str:
 
 
 def _finite(subject: _Subject) -> str:
-    count = 0
-    for component in WEIGHT_NAMES:
-        for file in _weight_files(subject.folder, component):
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    tensor = opened.get_tensor(name)
-                    if not _is_finite(tensor):
-                        raise CheckpointError(f"Tensor {name} of {file} has NaN or infinity.")
-                    count += tensor.numel()
-    return f"{count / 1e6:.1f} M values"
+    started = time.perf_counter()
+    found = find_non_finite(subject.folder)
+    if found:
+        file, name = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise CheckpointError(f"Tensor {name!r}{more} in {file} has NaN or infinity.")
+    return f"every tensor of every safetensors file, {time.perf_counter() - started:.1f} s"
 
 
 # -- The model, run -------------------------------------------------------------------------------------------------
@@ -245,7 +248,7 @@ def _forward(subject: _Subject) -> str:
     inputs = _random_inputs(network)
     with torch.inference_mode():
         ours = network(**inputs).sample.float()
-        if not _is_finite(ours):
+        if not is_finite(ours):
             raise CheckpointError("The velocity of random latents has NaN or infinity.")
         with warnings.catch_warnings():  # torch remarks on how diffusers mixes dtypes
             warnings.simplefilter("ignore")
@@ -273,7 +276,7 @@ def _picture(subject: _Subject) -> str:
     )
     pixels = output.images.float()
     spread = float(pixels.std())
-    if not _is_finite(pixels) or spread == 0:
+    if not is_finite(pixels) or spread == 0:
         raise CheckpointError(f"The picture is not one: standard deviation {spread}.")
     seconds = time.perf_counter() - started
     return f"{width}x{height}, 2 steps, {seconds:.1f} s, standard deviation {spread:.2f}"
@@ -283,6 +286,7 @@ CHECKS: Final[tuple[tuple[str, Callable[[_Subject], str], bool], ...]] = (
     ("files", _files, False),
     ("network config", _network_config, False),
     ("network tensors", _network_tensors, False),
+    ("other components", _other_components, False),
     ("stored dtypes", _dtypes, False),
     ("template tokens", _template, False),
     ("finite values", _finite, False),
@@ -331,41 +335,3 @@ def _peer(network: Kandinsky5Transformer3DModel) -> Any:
 def _dtype_of(network: Kandinsky5Transformer3DModel) -> torch.dtype:
     """The dtype the blocks run in; time embedding and modulation may be wider."""
     return network.text_embeddings.norm.weight.dtype
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    least, largest = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
-    return math.isfinite(float(least)) and math.isfinite(float(largest))
-
-
-def _weight_files(folder: Path, component: str) -> list[Path]:
-    """The safetensors that the component's library reads."""
-    place = folder / component
-    names = choose_weights(sorted(file.name for file in place.iterdir()), component, None)
-    return [place / name for name in names if name.endswith(".safetensors")]
-
-
-def _stored(folder: Path, component: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> dtype and shape, from the files' headers. Raises CheckpointError for a file that has none."""
-    stored: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for file in _weight_files(folder, component):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    part = opened.get_slice(name)
-                    stored[name] = part.get_dtype(), tuple(part.get_shape())
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} is damaged: {error}.") from error
-    return stored
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is not a JSON object.")
-    return content
