@@ -51,7 +51,7 @@ class AutoencoderRecipe:
 
     architecture: Architecture = field(default_factory=Architecture)
     update: UpdateSettings = field(
-        default_factory=lambda: UpdateSettings(steps=3000, peak=1e-3, warmup=100, decay_share=0.5)
+        default_factory=lambda: UpdateSettings(steps=3000, peak=5e-4, warmup=100, decay_share=0.5)
     )
     batch: int = 32
     seed: int = 5
