@@ -13,13 +13,14 @@ from kandinsky5.errors import RequestError
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
 
+from .conftest import FLOAT32_MODULES
+
 STORED = {
     "transformer": torch.bfloat16,
     "vae": torch.float32,
     "text_encoder": torch.bfloat16,
     "text_encoder_2": torch.float16,
 }
-FLOAT32_MODULES = ("time_embeddings", "modulation", "visual_modulation", "text_modulation")
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,19 @@ def test_a_dtype_is_followed_but_for_what_stays_float32(mixed, name):
         kept = any(part in FLOAT32_MODULES for part in key.split("."))
         assert tensor.dtype == (torch.float32 if kept else torch.float16), key
     assert dtypes(pipe.vae) == dtypes(pipe.text_encoder) == {torch.float16}
+
+
+def test_blocks_of_several_dtypes_run_in_the_widest(network_folder, tmp_path, caplog):
+    """Norms in float32 between layers in bfloat16: kept apart they could not be multiplied."""
+    network = Kandinsky5Transformer3DModel.from_pretrained(network_folder)
+    for name, parameter in network.named_parameters():
+        if "norm" in name:
+            parameter.data = parameter.data.float() + 1e-6
+    network.save_pretrained(tmp_path)
+    loaded = Kandinsky5Transformer3DModel.from_pretrained(tmp_path)
+    assert dtypes(loaded) == {torch.float32} and "several dtypes" in caplog.text
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.float()), name
 
 
 def test_a_dtype_for_each_component(mixed):

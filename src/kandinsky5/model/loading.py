@@ -6,6 +6,7 @@ network computes.
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +24,11 @@ from torch import nn
 from kandinsky5.checkpoint.document import read_object, reason
 from kandinsky5.checkpoint.finite import check_finite
 from kandinsky5.checkpoint.safetensors_header import StoredTensor, read_header
-from kandinsky5.checkpoint.weights import TORCH_DTYPES, compare, read_weights, weight_names
+from kandinsky5.checkpoint.weights import TORCH_DTYPES, common_dtype, compare, read_weights, weight_names
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.model.layout import check_config, implied_config
+
+logger = logging.getLogger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -43,8 +46,9 @@ class CheckedLoading(ModelMixin, ConfigMixin):
 
         Takes diffusers' arguments: `subfolder`, `dtype` (or `torch_dtype`), `device_map`, `quantization_config`,
         `variant`, `revision`, `token`, `cache_dir`, `local_files_only` and the rest. Without a dtype every tensor keeps
-        the one it is stored in; with one, time embedding and modulation are float32. Before anything is loaded, files,
-        names and shapes are held to `config.json`; afterwards values must be finite (not when they are quantised).
+        the one it is stored in (unless the blocks themselves are stored in several, which cannot run together); with
+        one, time embedding and modulation are float32. Before anything is loaded, files, names and shapes are held to
+        `config.json`; afterwards values must be finite (what is quantised or on disk is not looked at).
 
         Raises:
             CheckpointError (an OSError): files that are missing, damaged, pickled, or not what the config says.
@@ -57,8 +61,12 @@ class CheckedLoading(ModelMixin, ConfigMixin):
             root = _from_hub(str(pretrained_model_name_or_path), subfolder, kwargs)
         folder = root / subfolder
         stored = cls._check_folder(folder, kwargs)
-        keep = {name: TORCH_DTYPES[t.dtype] for name, t in stored.items() if t.dtype in TORCH_DTYPES}
-        with _keeping(keep if kwargs["dtype"] is None else {}), checkpoint_errors(folder):
+        keep: dict[str, torch.dtype] = {}
+        if kwargs["dtype"] is None:
+            kwargs["dtype"] = cls._widest_if_mixed(stored, folder)
+        if kwargs["dtype"] is None:
+            keep = {name: TORCH_DTYPES[t.dtype] for name, t in stored.items() if t.dtype in TORCH_DTYPES}
+        with _keeping(keep), checkpoint_errors(folder):
             loaded = super().from_pretrained(str(root), **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True gives a pair
         network.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
@@ -97,6 +105,19 @@ class CheckedLoading(ModelMixin, ConfigMixin):
         built = super().from_config(config, **kwargs)
         _set_dtypes(built[0] if isinstance(built, tuple) else built, _stored_dtypes.get({}))
         return built
+
+    @classmethod
+    def _widest_if_mixed(cls, stored: Mapping[str, StoredTensor], folder: Path) -> torch.dtype | None:
+        """The blocks run in one dtype: the widest, with a warning, where they are stored in several; else None."""
+        float32 = set(cls._keep_in_fp32_modules or ())
+        blocks = {name: tensor for name, tensor in stored.items() if not float32 & set(name.split("."))}
+        if len({tensor.dtype for tensor in blocks.values()}) < 2:
+            return None
+        widest = common_dtype(blocks)
+        logger.warning(
+            "The blocks in %s are stored in several dtypes and loaded in the widest, %s.", folder, widest
+        )
+        return widest
 
     @classmethod
     def _check_folder(cls, folder: Path, kwargs: Mapping[str, Any]) -> dict[str, StoredTensor]:
