@@ -19,6 +19,8 @@ TOY = [
     "3",
     "--autoencoder-batch",
     "2",
+    "--least-things-db",
+    "0",
 ]
 
 

@@ -18,8 +18,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from kandinsky5.demo.architecture import Architecture
+from kandinsky5.demo.autoencoder_quality import LEAST_THINGS_DB, require_quality
 from kandinsky5.demo.autoencoder_training import FOLDER as AUTOENCODER
-from kandinsky5.demo.autoencoder_training import AutoencoderRecipe, train_autoencoder
+from kandinsky5.demo.autoencoder_training import QUALITY, AutoencoderRecipe, train_autoencoder
 from kandinsky5.demo.export import export, pack_archive, unpack_archive
 from kandinsky5.demo.preview import load_exported, save_grid, save_withheld
 from kandinsky5.demo.running import COMPILED_PARTS, Running
@@ -90,6 +91,7 @@ def smoke(options: argparse.Namespace) -> None:
     short.work = options.work / "smoke"
     short.out = short.work / "out"
     short.autoencoder_steps, short.steps, short.warmup, short.count = 50, 30, 5, 24
+    short.least_things_db = 0.0
     table: list[tuple[str, float, float]] = []
     for stage, stop_at in (
         ("tokenizers", None),
@@ -149,11 +151,12 @@ def _autoencoder(options: argparse.Namespace) -> None:
         ),
         batch=options.autoencoder_batch,
     )
-    train_autoencoder(recipe, _running(options), options.work)
+    train_autoencoder(recipe, _running(options), options.work, options.out)
 
 
 def _text_to_image(options: argparse.Namespace) -> None:
     qwen, clip = load_tokenizers(options.work / TOKENIZERS)
+    require_quality(options.work / QUALITY, options.least_things_db)
     autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER, dtype=torch.bfloat16)
     train_text_to_image(_recipe(options), _running(options), options.work, autoencoder, qwen, clip)
 
@@ -219,7 +222,6 @@ def _architecture(options: argparse.Namespace) -> Architecture:
         vision_dim=32,
         pooled_dim=48,
         autoencoder_widths=(8, 8, 16, 16),
-        autoencoder_norm_groups=4,
     )
 
 
@@ -250,9 +252,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--micro-batches", type=int, default=2, help="parts a batch is computed in, to save memory")
     add("--peak", type=float, default=8e-4, help="highest learning rate of the text-to-image run")
     add("--warmup", type=int, default=200)
-    add("--autoencoder-steps", type=int, default=1500)
-    add("--autoencoder-batch", type=int, default=64)
-    add("--autoencoder-peak", type=float, default=1e-3, help="highest learning rate of the autoencoder")
+    autoencoder = AutoencoderRecipe()
+    add("--autoencoder-steps", type=int, default=autoencoder.update.steps)
+    add("--autoencoder-batch", type=int, default=autoencoder.batch)
+    add("--autoencoder-peak", type=float, default=autoencoder.update.peak, help="its highest learning rate")
+    add(
+        "--least-things-db",
+        type=float,
+        default=LEAST_THINGS_DB,
+        help="train no network on an autoencoder that keeps things worse than this",
+    )
     add("--max-seconds", type=float, default=math.inf, help="pause a training stage after this long")
     add("--stop-at", type=int, help="pause a training stage at this step")
     add("--sampling-steps", type=int, default=30)
