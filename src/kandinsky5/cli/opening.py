@@ -21,9 +21,8 @@ def open_engine(model: str, device: str, dtype: str) -> "Engine":
     when the device has no room.
     """
     source = resolve_model(model)
-    # Read by OpenMP when torch loads. Threads that wait spinning for a core that another process has made a picture of
-    # the embedded model ten times slower (20.2 s against 2.5 s on two cores with one busy).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if _cores_are_busy():
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by OpenMP when torch loads
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -45,3 +44,12 @@ def open_engine(model: str, device: str, dtype: str) -> "Engine":
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return Engine(pipeline, source=source.name)
+
+
+def _cores_are_busy() -> bool:
+    """Whether other processes use this machine's cores, going by the last minute's load.
+
+    Threads that spin for a core that somebody else has made a picture of the embedded model ten times slower (46 s
+    against 3.7 s on two cores, one and a half of them taken); on idle cores spinning is faster (3.2 s against 5.3 s).
+    """
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5
