@@ -44,10 +44,5 @@ def step(x: Tensor, predicted_velocity: Tensor, t: float | Tensor, t_next: float
     return x + (t_next - t) * predicted_velocity
 
 
-def image_estimate(x: Tensor, predicted_velocity: Tensor, t: Tensor) -> Tensor:
-    """The image at t = 0 that a point `x` (B, ...) at time `t` (B,) and its velocity point to."""
-    return x - _per_row(t, x) * predicted_velocity
-
-
 def _per_row(t: Tensor, like: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (like.ndim - 1)).to(like)

@@ -21,7 +21,6 @@ SIZE_MULTIPLE: Final = VAE_FACTOR * PATCH
 POSITIONS_PER_AXIS: Final = 128
 """Rotary positions per spatial axis in the authors' network."""
 
-SMALLEST_SIDE: Final = SIZE_MULTIPLE
 LARGEST_SIDE: Final = POSITIONS_PER_AXIS * SIZE_MULTIPLE
 
 NATIVE_SIZES: Final[tuple[tuple[int, int], ...]] = (
@@ -36,11 +35,6 @@ NATIVE_SIZES: Final[tuple[tuple[int, int], ...]] = (
 """(width, height) pairs the published Image Lite checkpoints were trained on (authors' repository)."""
 
 _SIZE_TEXT = re.compile(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", re.ASCII)
-
-
-def nearest_runnable(width: int, height: int, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
-    """The runnable size closest to (width, height): each side a multiple within the bounds, halves rounded up."""
-    return _nearest_side(width, multiple, LARGEST_SIDE), _nearest_side(height, multiple, LARGEST_SIDE)
 
 
 def check_size(
@@ -76,16 +70,6 @@ def nearest_native(width: int, height: int) -> tuple[int, int]:
         raise RequestError(f"A picture of {width}x{height} has no shape; both sides must be positive.")
     aspect = height / width
     return min(NATIVE_SIZES, key=lambda size: abs(size[1] / size[0] - aspect))
-
-
-def latent_size(width: int, height: int, factor: int = VAE_FACTOR) -> tuple[int, int]:
-    """(width, height) of the latents of a picture of this size, which must already be runnable."""
-    return width // factor, height // factor
-
-
-def token_count(width: int, height: int, multiple: int = SIZE_MULTIPLE) -> int:
-    """Visual tokens of one picture of this size, which must already be runnable: 4096 at 1024x1024."""
-    return (width // multiple) * (height // multiple)
 
 
 def parse_size(text: str) -> tuple[int, int]:

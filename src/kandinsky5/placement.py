@@ -28,9 +28,9 @@ def resolve_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise RequestError(
-            f"Device {name!r} cannot be used: {reason} Available: {', '.join(available_devices())}."
+            f"Device {name!r} cannot be used: {reason}. Available: {', '.join(available_devices())}."
         ) from None
     return device
 
