@@ -1,6 +1,7 @@
 """Masters, average, schedule and state: what stands between gradients and published weights."""
 
 import json
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -116,10 +117,11 @@ def test_the_schedule_rises_stays_and_falls() -> None:
         learning_rate(100, steps=100, peak=2.0, warmup=10, decay_share=0.25)
 
 
-def train(path: Path, stop_at: int | None) -> Update:
+def train(path: Path, stop_at: int | None, settings: UpdateSettings = SETTINGS) -> Update:
     net = small_net(torch.bfloat16)
-    update = Update(dict(net.named_parameters()), SETTINGS)
-    resume(update, path, {"steps": 6})
+    update = Update(dict(net.named_parameters()), settings)
+    recipe = {"update": asdict(settings), "batch": 4}
+    resume(update, path, recipe)
 
     def gradients(inputs: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         loss = net(inputs.bfloat16()).float().square().mean()
@@ -129,10 +131,10 @@ def train(path: Path, stop_at: int | None) -> Update:
 
     run(
         update,
-        (batch(step) for step in range(update.step, SETTINGS.steps)),
+        (batch(step) for step in range(update.step, settings.steps)),
         gradients,
         rows_per_batch=4,
-        recipe={"steps": 6},
+        recipe=recipe,
         path=path,
         limits=Limits(stop_at=stop_at),
     )
@@ -180,11 +182,29 @@ def test_a_run_with_no_time_left_still_saves_a_whole_step(tmp_path: Path) -> Non
 def test_other_settings_and_other_parameters_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     train(path, 2)
-    with pytest.raises(RequestError, match="steps"):
-        resume(Update(dict(small_net().named_parameters()), SETTINGS), path, {"steps": 7})
+    same = {"update": asdict(SETTINGS), "batch": 4}
+    for changed, name in (
+        ({"batch": 5}, "batch"),
+        ({"update": asdict(replace(SETTINGS, peak=1.0))}, "update"),
+    ):
+        with pytest.raises(RequestError, match=name):
+            resume(Update(dict(small_net().named_parameters()), SETTINGS), path, same | changed)
     other = nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match="other parameters"):
-        resume(Update(dict(other.named_parameters()), SETTINGS), path, {"steps": 6})
+        resume(Update(dict(other.named_parameters()), SETTINGS), path, same)
+
+
+def test_a_run_may_change_its_length_until_its_decay_begins(tmp_path: Path) -> None:
+    longer = replace(SETTINGS, steps=12)
+    whole = train(tmp_path / "whole" / "state.safetensors", None, longer)
+    path = tmp_path / "begun" / "state.safetensors"
+    assert train(path, 4).step == 4
+    for name, tensor in train(path, None, longer).state()[0].items():
+        assert torch.equal(tensor, whole.state()[0][name]), name
+    decaying = tmp_path / "decaying" / "state.safetensors"
+    assert train(decaying, 5).step == 5
+    with pytest.raises(RequestError, match="update"):
+        train(decaying, None, longer)
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:

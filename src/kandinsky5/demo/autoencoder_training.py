@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kandinsky5.demo.architecture import Architecture, build_autoencoder, cast_parameters
 from kandinsky5.demo.autoencoder_quality import measure, near_things, save_quality, save_reconstructions
 from kandinsky5.demo.renderer import render
-from kandinsky5.demo.running import Running
+from kandinsky5.demo.running import CONVOLUTIONS, Running
 from kandinsky5.demo.scene_batches import PackedScenes, batches_from
 from kandinsky5.train.run import resume, run
 from kandinsky5.train.update import Update, UpdateSettings
@@ -51,9 +51,9 @@ class AutoencoderRecipe:
 
     architecture: Architecture = field(default_factory=Architecture)
     update: UpdateSettings = field(
-        default_factory=lambda: UpdateSettings(steps=3000, peak=5e-4, warmup=100, decay_share=0.5)
+        default_factory=lambda: UpdateSettings(steps=20_000, peak=5e-4, warmup=100, decay_share=0.5)
     )
-    batch: int = 32
+    batch: int = 8
     seed: int = 5
     things_share: float = 0.6
     squared_weight: float = 2.0
@@ -114,8 +114,8 @@ class AutoencoderGradients:
         if running.compiles("renderer"):
             self._draw = torch.compile(render, dynamic=False)
         if running.compiles("autoencoder"):
-            vae.encoder.compile(dynamic=False)
-            vae.decoder.compile(dynamic=False)
+            vae.encoder.compile(dynamic=False, options=CONVOLUTIONS)
+            vae.decoder.compile(dynamic=False, options=CONVOLUTIONS)
 
     def __call__(self, packed: Tensor, step: int) -> Mapping[str, Tensor]:
         """See `kandinsky5.train.run.Gradients`."""

@@ -8,6 +8,10 @@ from kandinsky5.train.run import Limits
 
 COMPILED_PARTS = ("network", "text", "autoencoder", "renderer")
 
+CONVOLUTIONS = {"force_layout_optimization": True}
+"""Compiler options of the autoencoder: channels last. Left alone, the compiler keeps channels first as soon as one
+convolution doubles its channels, and cuDNN then turns every picture round and back."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Running:

@@ -24,7 +24,7 @@ from kandinsky5.demo.architecture import (
 )
 from kandinsky5.demo.prompt_tokens import TEXT_LENGTH, PromptTokens
 from kandinsky5.demo.renderer import render
-from kandinsky5.demo.running import Running
+from kandinsky5.demo.running import CONVOLUTIONS, Running
 from kandinsky5.demo.scene_batches import CaptionedScenes, batches_from
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.train.objective import by_time, draw_times, flow_loss
@@ -45,10 +45,10 @@ class TextToImageRecipe:
     """
 
     architecture: Architecture = field(default_factory=Architecture)
-    update: UpdateSettings = field(default_factory=lambda: UpdateSettings(steps=3000, peak=8e-4))
-    batch: int = 1024
-    draws: int = 2
-    micro_batches: int = 2
+    update: UpdateSettings = field(default_factory=lambda: UpdateSettings(steps=10_000, peak=8e-4))
+    batch: int = 512
+    draws: int = 4
+    micro_batches: int = 1
     text_length: int = TEXT_LENGTH
     unconditional: float = 0.1
     shift: float = flow.DEFAULT_SHIFT
@@ -216,6 +216,6 @@ class TextToImageGradients:
             for layer in self._modules.text_encoder.model.language_model.layers:
                 layer.compile(dynamic=False)
         if compiles("autoencoder"):
-            self._autoencoder.encoder.compile(dynamic=False)
+            self._autoencoder.encoder.compile(dynamic=False, options=CONVOLUTIONS)
         if compiles("renderer"):
             self._draw = torch.compile(render, dynamic=False)

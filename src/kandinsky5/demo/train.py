@@ -239,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m kandinsky5.demo.train", description=__doc__)
     add = parser.add_argument
+    base = TextToImageRecipe()
     add("stages", nargs="+", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
     add("--work", type=Path, required=True, help="working folder")
     add(
@@ -247,10 +248,20 @@ def _parser() -> argparse.ArgumentParser:
         help="where pictures and the archive go, and where unpack finds it (default: WORK/out)",
     )
     add("--seed", type=int, default=5)
-    add("--steps", type=int, default=3000, help="length of the text-to-image run; fixed for its whole life")
-    add("--batch", type=int, default=1024)
-    add("--micro-batches", type=int, default=2, help="parts a batch is computed in, to save memory")
-    add("--peak", type=float, default=8e-4, help="highest learning rate of the text-to-image run")
+    add(
+        "--steps",
+        type=int,
+        default=base.update.steps,
+        help="length of the text-to-image run; may change until its decay begins",
+    )
+    add("--batch", type=int, default=base.batch)
+    add(
+        "--micro-batches",
+        type=int,
+        default=base.micro_batches,
+        help="parts a batch is computed in, to save memory",
+    )
+    add("--peak", type=float, default=base.update.peak, help="highest learning rate of the text-to-image run")
     add("--warmup", type=int, default=200)
     autoencoder = AutoencoderRecipe()
     add("--autoencoder-steps", type=int, default=autoencoder.update.steps)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kandinsky5.errors import RequestError
+from kandinsky5.train.schedule import before_decay
 from kandinsky5.train.state_file import load_state, save_state
 from kandinsky5.train.update import Update
 
@@ -41,18 +42,29 @@ class Limits:
 def resume(update: Update, path: Path, recipe: Mapping[str, Any]) -> None:
     """Continue from the state file at `path`, if there is one.
 
-    Raises RequestError where the file was written with other settings: the schedule would not be one schedule.
+    A run may be given another length (`recipe["update"]["steps"]`) until the decay of its learning rate begins, for up
+    to there the result would have been the same. Raises RequestError where any other setting, or the length later
+    than that, differs from what the file was written with.
     """
     if not path.exists():
         return
     tensors, values = load_state(path)
-    wanted = json.loads(json.dumps(recipe))
-    changed = sorted(key for key in wanted | values["recipe"] if wanted.get(key) != values["recipe"].get(key))
-    if changed:
+    wanted, begun = json.loads(json.dumps(recipe)), values["recipe"]
+    changed = sorted(key for key in wanted | begun if wanted.get(key) != begun.get(key))
+    if changed and not (changed == ["update"] and _relengthened(begun, wanted, values["step"])):
         raise RequestError(
             f"{path} was begun with other settings ({', '.join(changed)}); continue with the same, or remove the file."
         )
     update.restore(tensors, values)
+
+
+def _relengthened(begun: Mapping[str, Any], wanted: Mapping[str, Any], step: int) -> bool:
+    """Whether the update settings of two recipes differ in length alone, and in nothing done before `step`."""
+    both = [{**recipe.get("update", {}), "steps": None} for recipe in (begun, wanted)]
+    return both[0] == both[1] and all(
+        before_decay(step, steps=recipe["update"]["steps"], decay_share=recipe["update"]["decay_share"])
+        for recipe in (begun, wanted)
+    )
 
 
 def run(

@@ -12,5 +12,13 @@ def learning_rate(step: int, *, steps: int, peak: float, warmup: int, decay_shar
     """
     if not 0 <= step < steps:
         raise ValueError(f"Step {step} lies outside a run of {steps} steps.")
-    decay_steps = max(1, round(decay_share * steps))
-    return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / decay_steps)
+    return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / _decay_steps(steps, decay_share))
+
+
+def before_decay(step: int, *, steps: int, decay_share: float) -> bool:
+    """Whether updates up to `step`, exclusive, are the same in any longer run: the decay has not begun."""
+    return step <= steps - _decay_steps(steps, decay_share)
+
+
+def _decay_steps(steps: int, decay_share: float) -> int:
+    return max(1, round(decay_share * steps))
