@@ -19,8 +19,11 @@ from kandinsky5.demo.world import (
     SHAPES,
     SIZES,
     WITHHELD,
+    WITHHELD_SIDES,
     Scene,
     draw_scene,
+    is_withheld,
+    withheld_relations,
 )
 
 SCENES = 3000
@@ -39,6 +42,22 @@ def train() -> list[Scene]:
 @pytest.fixture(scope="module")
 def withheld() -> list[Scene]:
     return drawn("withheld", 2)
+
+
+@pytest.fixture(scope="module")
+def related() -> list[Scene]:
+    return drawn("related", 3, 300)
+
+
+def sides_of(scene: Scene) -> set[tuple[str, str, str]]:
+    """(shape, relation, shape) of a scene, found without the world's own way to look for withheld ones."""
+    groups = scene.groups()
+    return {
+        (a[0].shape, name, b[0].shape)
+        for a, b in itertools.permutations(groups, 2)
+        for name, relation in RELATIONS.items()
+        if relation.holds([(t.x, t.y) for t in a], [(t.x, t.y) for t in b])
+    }
 
 
 def pairs_of(scene: Scene) -> set[tuple[str, str]]:
@@ -61,12 +80,45 @@ def test_withheld_scenes_hold_nothing_else_and_two_groups_or_more(withheld: list
     assert min(len(scene.groups()) for scene in withheld) == 2
 
 
+def test_withheld_sides_leave_every_shape_most_partners_and_both_axes_alike() -> None:
+    assert len(WITHHELD_SIDES) == 32
+    for shape in SHAPES:
+        for name in RELATIONS:
+            partners = {b for a, held, b in WITHHELD_SIDES if (a, held) == (shape, name)}
+            assert len(partners) == 1 and shape not in partners
+    for a, name, b in WITHHELD_SIDES:
+        assert {(a, RELATIONS[name].inverse, b), (b, name, a)} <= WITHHELD_SIDES
+
+
+def test_training_sees_every_side_but_the_withheld(train: list[Scene]) -> None:
+    seen = set().union(*map(sides_of, train))
+    assert seen == set(itertools.product(SHAPES, RELATIONS, SHAPES)) - WITHHELD_SIDES
+    assert not any(map(is_withheld, train))
+
+
+def test_related_scenes_hold_a_withheld_side_of_trained_pairs(related: list[Scene]) -> None:
+    for scene in related:
+        assert sides_of(scene) & WITHHELD_SIDES
+        assert not pairs_of(scene) & WITHHELD
+        assert is_withheld(scene)
+    assert set().union(*map(sides_of, related)) >= WITHHELD_SIDES
+
+
+def test_scenes_of_withheld_pairs_are_withheld(withheld: list[Scene]) -> None:
+    assert all(map(is_withheld, withheld))
+    assert withheld_relations(["circle", "star"], [[(0.2, 0.5)], [(0.8, 0.5)]]) == [
+        (0, "left of", 1),
+        (1, "right of", 0),
+    ]
+    assert withheld_relations(["circle", "star"], [[(0.5, 0.2)], [(0.5, 0.8)]]) == []
+
+
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="test"):
         draw_scene(random.Random(0), split="test")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("split", ["train", "withheld"])
+@pytest.mark.parametrize("split", ["train", "withheld", "related"])
 def test_things_keep_apart_and_on_the_canvas(split: str, request: pytest.FixtureRequest) -> None:
     for scene in request.getfixturevalue(split):
         assert 1 <= len(scene.things) <= MAX_THINGS
@@ -76,7 +128,7 @@ def test_things_keep_apart_and_on_the_canvas(split: str, request: pytest.Fixture
             assert min(thing.x, thing.y, 1 - thing.x, 1 - thing.y) - thing.radius >= 0.02
 
 
-@pytest.mark.parametrize("split", ["train", "withheld"])
+@pytest.mark.parametrize("split", ["train", "withheld", "related"])
 def test_things_stand_out_against_the_ground(split: str, request: pytest.FixtureRequest) -> None:
     for scene in request.getfixturevalue(split):
         assert scene.ground.name is None or scene.ground.rgb == GROUNDS[scene.ground.name]

@@ -1,17 +1,19 @@
 """The world of the embedded model: abstract compositions after Kandinsky, as values.
 
 Comes in: a random generator. Goes out: a `Scene`, that is things on a ground, decidable from its pixels: things
-never touch, stand out against the ground, and their sizes leave gaps. A fixed part of the pairs of colour and shape
-is withheld from training, so that a scorer can ask whether the model composes or remembers. Knows nothing of
-pixels, words or torch.
+never touch, stand out against the ground, and their sizes leave gaps. A fixed part of the pairs of colour and shape,
+and of the ways two shapes stand to each other, is withheld from training, so that a scorer can ask whether the model
+composes or remembers. Knows nothing of pixels, words or torch.
 """
 
+import itertools
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from kandinsky5.demo.layout import POSITIONS, RELATIONS, Point, Relation, arrange
+from kandinsky5.demo.layout import POSITIONS, RELATIONS, Centres, Point, Relation, arrange
 from kandinsky5.demo.palette import COLOURS, GROUNDS, RGB, Ground, grounds_for, neutral
 
 __all__ = [
@@ -25,15 +27,22 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "WITHHELD",
+    "WITHHELD_SIDES",
     "Ground",
     "Relation",
     "Scene",
+    "Split",
     "Thing",
     "draw_scene",
     "fills_of",
+    "is_withheld",
+    "withheld_relations",
 ]
 
 _T = TypeVar("_T")
+
+Split = Literal["train", "withheld", "related"]
+"""What scenes are drawn for: see `draw_scene`."""
 
 SHAPES: dict[str, float] = {
     "circle": 0.0,
@@ -69,6 +78,19 @@ WITHHELD: frozenset[tuple[str, str]] = frozenset(
 )
 """(colour, shape) pairs never drawn for training: one a colour, in strides of three shapes, so that every colour
 and every shape is among them. 12 of 96 pairs: red half-circle, orange ring, yellow square, green star ..."""
+
+_BESIDE = (("circle", "star"), ("square", "ring"), ("triangle", "line"), ("half-circle", "cross"))
+_ABOVE = (("circle", "half-circle"), ("square", "star"), ("triangle", "cross"), ("ring", "line"))
+WITHHELD_SIDES: frozenset[tuple[str, str, str]] = frozenset(
+    (a, name, b)
+    for names, pairs in ((("left of", "right of"), _BESIDE), (("above", "below"), _ABOVE))
+    for pair in pairs
+    for a, b in (pair, pair[::-1])
+    for name in names
+)
+"""(shape, relation, shape) never drawn for training, in any colour: a circle and a star are never side by side, a
+square and a star never one above the other ... Each shape has one partner an axis, and both orders of a pair are
+withheld, so that nothing about order can be learnt from what is left. 32 of 256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,32 +144,68 @@ _ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _PAIRS = {
     "train": tuple(pair for pair in _ALL_PAIRS if pair not in WITHHELD),
     "withheld": tuple(pair for pair in _ALL_PAIRS if pair in WITHHELD),
+    "related": tuple(pair for pair in _ALL_PAIRS if pair not in WITHHELD),
 }
 _FILLS_OF = {(shape, size): fills_of(shape, size) for shape in SHAPES for size in SIZES}
 _GROUP_COUNTS = {
     "train": ((1, 0.15), (2, 0.63), (3, 0.91), (4, 1.0)),
     "withheld": ((2, 0.65), (3, 0.92), (4, 1.0)),
+    "related": ((2, 0.65), (3, 0.92), (4, 1.0)),
 }
 _ONE_GROUP = ((1, 0.3), (2, 0.5), (3, 0.7), (4, 0.85), (5, 1.0))
 _OF_SEVERAL = ((1, 0.68), (2, 0.82), (3, 0.92), (4, 0.97), (5, 1.0))
 _SIZE_CHANCES = (("medium", 0.46), ("small", 0.73), ("large", 1.0))
 
 
-def draw_scene(rng: random.Random, *, split: Literal["train", "withheld"] = "train") -> Scene:
+def withheld_relations(shapes: Sequence[str], centres: Sequence[Centres]) -> list[tuple[int, str, int]]:
+    """Of groups, by their shapes and where their things are: the relations that hold and are withheld."""
+    return [
+        (a, name, b)
+        for a, b in itertools.permutations(range(len(shapes)), 2)
+        for name, relation in RELATIONS.items()
+        if (shapes[a], name, shapes[b]) in WITHHELD_SIDES and relation.holds(centres[a], centres[b])
+    ]
+
+
+def is_withheld(scene: Scene) -> bool:
+    """Whether a scene holds anything that is withheld from training."""
+    groups = scene.groups()
+    return any((things[0].colour, things[0].shape) in WITHHELD for things in groups) or bool(
+        withheld_relations(
+            [things[0].shape for things in groups],
+            [[(thing.x, thing.y) for thing in things] for things in groups],
+        )
+    )
+
+
+def draw_scene(rng: random.Random, *, split: Split = "train") -> Scene:
     """Draw a scene of one to four groups and at most `MAX_THINGS` things.
 
-    `train` never holds a withheld pair; `withheld` has two groups or more and holds nothing else. The same state
-    of `rng` gives the same scene.
+    `train` holds nothing withheld; `withheld` has two groups or more, of withheld pairs only; `related` has two groups
+    or more of other pairs, of which at least two stand to each other in a withheld way. The same state of `rng` gives
+    the same scene.
     """
     if split not in _PAIRS:
         raise ValueError(f"No split is called {split!r}; there are {', '.join(_PAIRS)}.")
     while True:
         kinds = _draw_kinds(rng, split)
         # Several tries for one choice of things, so that crowded choices are not thinned out too much.
-        for _ in range(8):
+        without_room = refused = 0
+        while without_room < 8 and refused < 40:
             places = arrange(rng, [(kind.count, kind.radius) for kind in kinds])
-            if places is not None:
+            if places is None:
+                without_room += 1
+            elif _allowed(split, kinds, places):
                 return _scene(rng, kinds, places)
+            else:
+                without_room, refused = 0, refused + 1
+
+
+def _allowed(split: str, kinds: list[_Kind], places: list[list[Point]]) -> bool:
+    """Whether things may stand like this: only this is drawn again, so that the choice of things stays as it is."""
+    if split == "withheld":
+        return True
+    return bool(withheld_relations([kind.shape for kind in kinds], places)) == (split == "related")
 
 
 def _draw_kinds(rng: random.Random, split: str) -> list[_Kind]:
