@@ -89,7 +89,7 @@ def _last_hidden_states(
         attention_mask=mask.to(torch.long),
         output_hidden_states=True,
         use_cache=False,
-        logits_to_keep=1,  # the vocabulary projection is not used; this keeps it to one token
+        logits_to_keep=torch.empty(0, dtype=torch.long, device=device),  # none: it may be on disk
         return_dict=True,
     )
     return output.hidden_states[-1], mask

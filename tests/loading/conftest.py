@@ -1,15 +1,18 @@
 """Folders to break: the shared tiny system as it is published, and the network alone, whole and in shards."""
 
+import copy
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from tests.model.tiny import config_of, drawn
-from tests.pipelines.conftest import components, editing_network, saved_folder
+from tests.pipelines.conftest import components, draw_weights, editing_network, saved_folder
 
 __all__ = ["components", "editing_network", "saved_folder"]
 
@@ -49,3 +52,48 @@ def sharded_folder(network_folder: Path, tmp_path_factory: pytest.TempPathFactor
 def breakable(tmp_path: Path) -> Callable[[Path], Path]:
     """A copy of a folder that a test may break."""
     return lambda folder: Path(shutil.copytree(folder, tmp_path / folder.name))
+
+
+@pytest.fixture(scope="session")
+def untied_source(
+    saved_folder: str, components: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """As published: a vocabulary projection of its own, several shards; some hold nothing that is used."""
+    folder = Path(shutil.copytree(saved_folder, tmp_path_factory.mktemp("untied") / "folder"))
+    config = copy.deepcopy(components["text_encoder"].config)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    encoder = Qwen2_5_VLForConditionalGeneration(config).eval()
+    draw_weights(encoder, 7)
+    encoder.load_state_dict(
+        {
+            name: tensor
+            for name, tensor in components["text_encoder"].state_dict().items()
+            if not name.startswith(("lm_head", "model.visual"))
+        },
+        strict=False,
+    )
+    shutil.rmtree(folder / "text_encoder")
+    encoder.save_pretrained(folder / "text_encoder", max_shard_size="100KB")
+    return folder
+
+
+@pytest.fixture
+def untied(untied_source: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(untied_source, tmp_path / "untied"))
+
+
+def shards_of(folder: Path, prefix: str) -> list[Path]:
+    weight_map = json.loads((folder / "text_encoder" / "model.safetensors.index.json").read_text())[
+        "weight_map"
+    ]
+    found = {folder / "text_encoder" / shard for key, shard in weight_map.items() if prefix in key}
+    assert found
+    return sorted(found)
+
+
+def same_state(left: torch.nn.Module, right: torch.nn.Module) -> None:
+    one, other = left.state_dict(), right.state_dict()
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        assert tensor.dtype == other[key].dtype and torch.equal(tensor, other[key]), key

@@ -46,7 +46,7 @@ def test_the_published_shapes_imply_the_published_config(visual_cond):
         tensors = Kandinsky5Transformer3DModel.from_config(config).state_dict()
     file = Path("kandinsky5lite.safetensors")
     stored = {
-        name: StoredTensor(dtype="BF16", shape=tuple(tensor.shape), file=file)
+        name: StoredTensor(name=name, dtype="BF16", shape=tuple(tensor.shape), file=file)
         for name, tensor in tensors.items()
     }
     implied = implied_config(stored, file)

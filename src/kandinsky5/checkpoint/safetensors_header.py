@@ -30,11 +30,17 @@ BITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """A tensor that has not been read: the format's name of its dtype, its shape, its file."""
+    """A tensor that has not been read: its name in the file, the format's name of its dtype, its shape, its file."""
 
+    name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in the file."""
+        return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -106,7 +112,7 @@ def _tensor(file: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int,
             f"{place}: {dtype} of shape {tuple(shape)} takes {needed} bytes, its data_offsets span "
             f"{offsets[1] - offsets[0]}."
         )
-    return StoredTensor(dtype=dtype, shape=tuple(shape), file=file), (offsets[0], offsets[1])
+    return StoredTensor(name=name, dtype=dtype, shape=tuple(shape), file=file), (offsets[0], offsets[1])
 
 
 def _counts(values: Any) -> bool:

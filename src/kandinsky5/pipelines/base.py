@@ -4,6 +4,7 @@ Comes in: components, or a saved folder. Goes out: defaults, starting noise, den
 everything about prompts and sources, is in the pipelines themselves.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,16 +19,30 @@ from transformers import CLIPTextModel, CLIPTokenizer, Qwen2_5_VLForConditionalG
 
 from kandinsky5 import denoise
 from kandinsky5 import latents as latent_stage
+from kandinsky5.checkpoint.arrival import check_arrived
 from kandinsky5.checkpoint.finite import check_finite
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import NATIVE_SIZES, VAE_FACTOR
 from kandinsky5.model.loading import checkpoint_errors, refuse_pickles, requested_dtype, single_file
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.callbacks import TENSOR_NAMES, StepCallback, apply_callback
-from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder
+from kandinsky5.pipelines.encoder_parts import (
+    TEXT_ENCODER_PARTS,
+    TextEncoderPart,
+    bring_in,
+    check_parts,
+    is_kept_in,
+    leaving_out,
+    remember,
+)
+from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder, stored_tensors
 from kandinsky5.pipelines.processor_files import ProcessorFiles
 from kandinsky5.pipelines.published import QWEN_PROCESSORS, published_index, with_our_classes
+from kandinsky5.pipelines.staging import staged
 from kandinsky5.prompts import TEMPLATE_NAMES, Task
+
+MAX_SHARD = "5GB"
+"""Of a saved weight file, as the published ones; it bounds what a save holds beside the components."""
 
 
 class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
@@ -50,6 +65,8 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
     """
 
     task: ClassVar[Task]
+    text_encoder_parts: ClassVar[tuple[TextEncoderPart, ...]] = ()
+    """What the task uses of Qwen2.5-VL beside the language model; the rest is left on disk by `from_pretrained`."""
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = list(TENSOR_NAMES)
@@ -70,6 +87,7 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
         super().__init__()
         if template not in TEMPLATE_NAMES:
             raise RequestError(f"template={template!r} is not one of {', '.join(TEMPLATE_NAMES)}.")
+        bring_in(text_encoder, self.text_encoder_parts)  # where another task's pipeline left them on disk
         self.register_modules(
             transformer=transformer,
             vae=vae,
@@ -91,7 +109,13 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
     # -- Loading and saving -----------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        text_encoder_parts: Collection[TextEncoderPart] = (),
+        **kwargs: Any,
+    ) -> Self:
         """The pipeline of a folder or a hub id.
 
         Takes diffusers' arguments: components by name, `dtype` (one, or one a component; `torch_dtype` is its older
@@ -99,10 +123,17 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
         the rest. Without a dtype each component keeps the one it is stored in. Before anything is loaded all files,
         names and shapes are held to the configs (`pipelines.folder`); afterwards weights must be finite.
 
+        Args:
+            pretrained_model_name_or_path: folder or hub id.
+            text_encoder_parts: of "vision" and "head", what to load of the text encoder although the task does not use
+                it. What is not loaded stays on disk until `bring_in` or saving asks for it (`pipelines.encoder_parts`).
+            kwargs: diffusers' arguments.
+
         Raises:
             CheckpointError (an OSError): files that are missing, damaged, pickled, or not what they claim to be.
-            RequestError (a ValueError): a dtype that is none, or `use_safetensors=False`.
+            RequestError (a ValueError): a dtype that is none, `use_safetensors=False`, or an unknown part.
         """
+        check_parts(text_encoder_parts)
         dtype = requested_dtype(kwargs)
         refuse_pickles(kwargs)
         source = str(pretrained_model_name_or_path)
@@ -110,12 +141,19 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
         with checkpoint_errors(source):
             folder = Path(source) if Path(source).is_dir() else Path(cls.download(source, **kwargs))
         checked = check_folder(folder, brought, kwargs.get("variant"))
-        kwargs["dtype"] = {**checked.dtypes, "default": torch.float32} if dtype is None else dtype
-        with checkpoint_errors(source):
+        kwargs["dtype"] = checked.dtypes if dtype is None else dtype
+        packed = "text_encoder" in checked.models and checked.models["text_encoder"].is_packed
+        needed = TEXT_ENCODER_PARTS if packed else {*cls.text_encoder_parts, *text_encoder_parts}
+        with leaving_out(TEXT_ENCODER_PARTS.keys() - needed), checkpoint_errors(source):
             pipeline = super().from_pretrained(str(folder), **{**kwargs, **checked.light})
-        for name in KINDS:
-            if name not in brought and getattr(pipeline, name) is not None:
-                check_finite(getattr(pipeline, name), folder / name)
+        for name, model in checked.models.items():
+            loaded = getattr(pipeline, name)
+            check_finite(loaded, folder / name)
+            if not model.is_packed:
+                check_arrived(loaded, model.tensors, folder / name, KINDS[name].current_name)
+        if "text_encoder" in checked.models:
+            remember(pipeline.text_encoder, checked.models["text_encoder"].tensors)
+        bring_in(pipeline.text_encoder, text_encoder_parts)  # of an encoder that was passed
         pipeline.register_to_config(_name_or_path=source)
         pipeline._keep_processor(folder, checked)
         return pipeline
@@ -153,18 +191,66 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
         wanted = dtype.get("transformer", dtype.get("default")) if isinstance(dtype, dict) else dtype
         network = Kandinsky5Transformer3DModel.from_single_file(file, dtype=wanted, **own)
         if not missing:
+            bring_in(kwargs["text_encoder"], kwargs.pop("text_encoder_parts", ()))
             return cls(transformer=network, **kwargs)
         return cls.from_pretrained(base, transformer=network, dtype=dtype, **kwargs)
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """A pipeline for this task over the components of another one, which shares them.
+
+        Each component keeps its dtype (diffusers' method makes all of them float32, also for the other pipeline,
+        unless told otherwise). Parts of the text encoder that this task uses are brought in; see `bring_in`.
+
+        Args:
+            pipeline: a Kandinsky 5 image pipeline of this package.
+            kwargs: components and settings to replace, and `dtype` (or `torch_dtype`) to cast all components to.
+
+        Raises:
+            RequestError: a pipeline of other components, or a text encoder whose missing parts cannot join it.
+            CheckpointError: the missing parts are gone from disk.
+        """
+        if not isinstance(pipeline, ImagePipeline):
+            raise RequestError(
+                f"{cls.__name__}.from_pipe takes an image pipeline of this package, not {type(pipeline).__name__} of "
+                f"{type(pipeline).__module__.split('.')[0]}; use {cls.__name__}.from_pretrained."
+            )
+        dtype = requested_dtype(kwargs)
+        components, settings = cls._get_signature_keys(cls)
+        taken = {name: getattr(pipeline, name) for name in components}
+        taken |= {name: pipeline.config[name] for name in settings if name in pipeline.config}
+        made = cls(**{**taken, **kwargs})
+        if "_name_or_path" in pipeline.config:
+            made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        if made.tokenizer is pipeline.tokenizer and pipeline._processor is not None:
+            made._processor = pipeline._processor
+            made.register_to_config(tokenizer=pipeline._processor.entry)
+        return made if dtype is None else made.to(dtype=dtype)
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write a folder in the published layout, which diffusers loads too; diffusers' arguments."""
+        """Write a folder in the published layout, which diffusers loads too; diffusers' arguments.
+
+        What is left on disk of the text encoder is copied from there, file by file. The folder appears when everything
+        is written; of a folder that exists, files are replaced then.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or what was left on disk is gone or was changed.
+            RequestError: pickles were asked for, or the text encoder was quantised without all its parts.
+        """
         if kwargs.get("safe_serialization") is False:
             raise RequestError(
                 "safe_serialization=False would write pickles, which are not read here; leave it out."
             )
-        if self._processor is not None and self._processor.tokenizer is self.tokenizer:
-            self._processor.write(Path(save_directory) / "tokenizer")
-        super().save_pretrained(save_directory, **kwargs)
+        target = Path(save_directory).absolute()
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", target.name)
+        kwargs.setdefault("max_shard_size", MAX_SHARD)
+        with staged(target) as folder:
+            if self._processor is not None and self._processor.tokenizer is self.tokenizer:
+                self._processor.write(folder / "tokenizer")
+            super().save_pretrained(str(folder), **kwargs)
+        if is_kept_in(self.text_encoder, target / "text_encoder"):  # saved over its own source
+            remember(self.text_encoder, stored_tensors("text_encoder", target, kwargs.get("variant")))
 
     def _keep_processor(self, folder: Path, checked: CheckedFolder) -> None:
         """Remember the processor that only the tokenizer was built of, so that it is saved again."""

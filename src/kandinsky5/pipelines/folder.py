@@ -1,7 +1,7 @@
 """A pipeline's folder, proven before diffusers or transformers see it.
 
-Comes in: a folder in the published layout, and which components the caller brings along. Goes out: the stored dtype of
-each model, and the components without weights, loaded. Each model's `config.json` is built without storage, and names
+Comes in: a folder in the published layout, and which components the caller brings along. Goes out: what each model's
+files hold, and the components without weights, loaded. Each model's `config.json` is built without storage, and names
 and shapes of the stored tensors are held to it; a library would fill what is missing with random numbers.
 """
 
@@ -66,12 +66,29 @@ LIGHT: Mapping[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckedModel:
+    """What a model's files hold: tensors by their current name, the dtype that holds all of them, and whether a
+    library packed them (quantised), under names of its own.
+    """
+
+    tensors: Mapping[str, StoredTensor]
+    dtype: torch.dtype | None
+    is_packed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckedFolder:
-    """What is known of a folder: the index as it is on disk, stored dtypes of models, components without weights."""
+    """What is known of a folder: the index as it is on disk, models but the network, components without weights."""
 
     index: Mapping[str, Any]
-    dtypes: dict[str, torch.dtype | None]
+    models: dict[str, CheckedModel]
     light: dict[str, Any]
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype | None]:
+        """What to load each component in so that what is stored is kept; None leaves it to the network's class."""
+        stored = {name: model.dtype for name, model in self.models.items()}
+        return {"transformer": None, **stored, "default": torch.float32}
 
 
 def check_folder(folder: Path, brought: Collection[str] = (), variant: str | None = None) -> CheckedFolder:
@@ -96,10 +113,15 @@ def check_folder(folder: Path, brought: Collection[str] = (), variant: str | Non
         if not (folder / name).is_dir():
             raise CheckpointError(f"{folder} has no folder {name!r}, which its {INDEX} names.")
     ours = with_our_classes(dict(index))
-    dtypes: dict[str, torch.dtype | None] = {"transformer": None}
-    dtypes |= {name: _check_model(name, folder / name, variant) for name in wanted if name in KINDS}
+    models = {name: _check_model(name, folder / name, variant) for name in wanted if name in KINDS}
     light = {name: _load_light(name, ours[name], folder / name) for name in wanted if name in LIGHT}
-    return CheckedFolder(index=index, dtypes=dtypes, light=light)
+    return CheckedFolder(index=index, models=models, light=light)
+
+
+def stored_tensors(name: str, folder: Path, variant: str | None = None) -> dict[str, StoredTensor]:
+    """What the files of one of a pipeline's models hold, by the names of today's library; without a check of names."""
+    kind = KINDS[name]
+    return _renamed(read_weights(folder / name, kind.library, variant), kind, folder / name)
 
 
 def _read_index(folder: Path, brought: Collection[str]) -> dict[str, Any]:
@@ -141,14 +163,14 @@ def _check_defaults(index: Mapping[str, Any], file: Path) -> None:
         raise CheckpointError(f"{file}: template must be one of {', '.join(TEMPLATE_NAMES)}.")
 
 
-def _check_model(name: str, folder: Path, variant: str | None) -> torch.dtype | None:
-    """Hold a library's model to its config; the dtype that holds all its tensors."""
+def _check_model(name: str, folder: Path, variant: str | None) -> CheckedModel:
+    """Hold a library's model to its config."""
     kind, file = KINDS[name], folder / "config.json"
     config = read_object(file)
     in_variant = variant is not None and next(folder.glob(f"*.{variant}*"), None) is not None
     stored = read_weights(folder, kind.library, variant if in_variant else None)
     if config.get("quantization_config") is not None:
-        return common_dtype(stored)  # packed by a library that names the tensors itself
+        return CheckedModel(tensors=stored, dtype=common_dtype(stored), is_packed=True)
     _check_sizes(config, len(stored), file)
     if name == "vae":
         _check_vae(config, file)
@@ -163,16 +185,17 @@ def _check_model(name: str, folder: Path, variant: str | None) -> torch.dtype | 
     for tied in _tied(model):
         expected.pop(kind.current_name(tied), None)
     trees = {key.partition(".")[0] for key in expected}
+    renamed = _renamed(stored, kind, folder)
     compare(
         {
             key: tensor
-            for key, tensor in _renamed(stored, kind, folder).items()
+            for key, tensor in renamed.items()
             if key in expected or (key.partition(".")[0] in trees and not key.endswith(NO_LONGER_STORED))
         },
         expected,
         folder,
     )
-    return common_dtype(stored)
+    return CheckedModel(tensors=renamed, dtype=common_dtype(stored), is_packed=False)
 
 
 def _build(kind: ModelKind, config: dict[str, Any]) -> nn.Module:
