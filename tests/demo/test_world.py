@@ -60,6 +60,14 @@ def sides_of(scene: Scene) -> set[tuple[str, str, str]]:
     }
 
 
+def centres_apart(scene: Scene) -> None:
+    """Things keep a gap between them and to the edges."""
+    for a, b in itertools.combinations(scene.things, 2):
+        assert math.hypot(a.x - b.x, a.y - b.y) - a.radius - b.radius >= 0.03
+    for thing in scene.things:
+        assert min(thing.x, thing.y, 1 - thing.x, 1 - thing.y) - thing.radius >= 0.02
+
+
 def pairs_of(scene: Scene) -> set[tuple[str, str]]:
     return {(thing.colour, thing.shape) for thing in scene.things}
 
@@ -122,10 +130,7 @@ def test_an_unknown_split_is_refused() -> None:
 def test_things_keep_apart_and_on_the_canvas(split: str, request: pytest.FixtureRequest) -> None:
     for scene in request.getfixturevalue(split):
         assert 1 <= len(scene.things) <= MAX_THINGS
-        for a, b in itertools.combinations(scene.things, 2):
-            assert math.hypot(a.x - b.x, a.y - b.y) - a.radius - b.radius >= 0.03
-        for thing in scene.things:
-            assert min(thing.x, thing.y, 1 - thing.x, 1 - thing.y) - thing.radius >= 0.02
+        centres_apart(scene)
 
 
 @pytest.mark.parametrize("split", ["train", "withheld", "related"])

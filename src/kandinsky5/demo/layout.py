@@ -78,7 +78,8 @@ POSITIONS: dict[str, tuple[int, int]] = {
 """Named places of the canvas: column and row of a grid of three by three."""
 
 _NAME_AT: dict[tuple[int | None, int | None], str] = {cell: name for name, cell in POSITIONS.items()}
-_ANCHORS = (0.22, 0.5, 0.78)
+ANCHORS = (0.22, 0.5, 0.78)
+"""Where the columns and rows of named places are drawn."""
 
 
 def position_of(centres: Centres) -> str | None:
@@ -200,10 +201,10 @@ def _at_named_places(rng: random.Random, clusters: list[Cluster]) -> list[list[P
     placed: list[list[Point]] = []
     taken: list[tuple[float, float, float]] = []
     for c, (column, row) in zip(clusters, cells, strict=True):
-        x, y = (_ANCHORS[cell] + 0.06 * (rng.random() - 0.5) for cell in (column, row))
+        x, y = (ANCHORS[cell] + 0.06 * (rng.random() - 0.5) for cell in (column, row))
         x, y = (min(max(v, EDGE + r), 1 - EDGE - r) for v, r in zip((x, y), c.reach, strict=True))
         centres = c.at(x, y)
-        if not _fits(centres, c.radius, taken):
+        if not fits(centres, c.radius, taken):
             return None
         placed.append(centres)
         taken += [(px, py, c.radius) for px, py in centres]
@@ -217,7 +218,7 @@ def _anywhere(rng: random.Random, clusters: list[Cluster]) -> list[list[Point]] 
         for _ in range(12):
             x, y = (EDGE + r + (1 - 2 * EDGE - 2 * r) * rng.random() for r in c.reach)
             centres = c.at(x, y)
-            if _fits(centres, c.radius, taken):
+            if fits(centres, c.radius, taken):
                 break
         else:
             return None
@@ -237,7 +238,8 @@ def _scattered(rng: random.Random, groups: Sequence[tuple[int, float]]) -> list[
     return [[next(points)[0] for _ in range(count)] for count, _ in groups]
 
 
-def _fits(centres: Centres, radius: float, taken: list[tuple[float, float, float]]) -> bool:
+def fits(centres: Centres, radius: float, taken: Sequence[tuple[float, float, float]]) -> bool:
+    """Whether things of one radius keep `GAP` from all of `taken`, which are (x, y, radius)."""
     return all(
         (x - tx) ** 2 + (y - ty) ** 2 >= (radius + tr + GAP) ** 2 for x, y in centres for tx, ty, tr in taken
     )

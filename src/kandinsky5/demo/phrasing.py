@@ -55,17 +55,17 @@ class Body:
 
 def mention(said: Group, only_one_of_its_shape: bool, rng: random.Random, *, terse: bool) -> Mention:
     """Choose words for a group; where another group has its shape, pointing back takes the colour too."""
-    singular, plural = _mostly_first(rng, tuple(words.SHAPE_WORDS[said.shape].items()), 0.72)
+    singular, plural = mostly_first(rng, tuple(words.SHAPE_WORDS[said.shape].items()), 0.72)
     noun = singular if said.count == 1 else plural
-    colour = _mostly_first(rng, words.COLOUR_WORDS[said.colour], 0.8) if said.colour else ""
+    colour = mostly_first(rng, words.COLOUR_WORDS[said.colour], 0.8) if said.colour else ""
     again = noun if only_one_of_its_shape and rng.random() < 0.65 else _joined(colour, noun)
     first = _noun_phrase(said, noun, colour, rng, terse=terse)
     return Mention(said=said, first=first, again=again if terse else f"the {again}")
 
 
 def _noun_phrase(said: Group, noun: str, colour: str, rng: random.Random, *, terse: bool) -> str:
-    size = _mostly_first(rng, words.SIZE_WORDS[said.size], 0.6) if said.size else ""
-    fill = _mostly_first(rng, words.FILL_WORDS[said.fill], 0.6) if said.fill else ""
+    size = mostly_first(rng, words.SIZE_WORDS[said.size], 0.6) if said.size else ""
+    fill = mostly_first(rng, words.FILL_WORDS[said.fill], 0.6) if said.fill else ""
     draw = rng.random()
     if said.fill == "outlined" and said.count == 1 and draw < 0.12:
         inner = _joined(size, colour, noun)
@@ -82,10 +82,10 @@ def _noun_phrase(said: Group, noun: str, colour: str, rng: random.Random, *, ter
 
 def _counted(count: int, phrase: str, rng: random.Random, *, terse: bool) -> str:
     if count > 1:
-        return f"{_mostly_first(rng, words.COUNT_WORDS[count], 0.6)} {phrase}"
+        return f"{mostly_first(rng, words.COUNT_WORDS[count], 0.6)} {phrase}"
     if terse:
         return phrase
-    return with_article(phrase) if rng.random() < 0.92 else f"{_one(rng, words.COUNT_WORDS[1])} {phrase}"
+    return with_article(phrase) if rng.random() < 0.92 else f"{one_of(rng, words.COUNT_WORDS[1])} {phrase}"
 
 
 # --- several groups -----------------------------------------------------------------------------------------------
@@ -106,13 +106,13 @@ def woven(
     rng.shuffle(rest)
     for extra in rest:
         if body.phrase and len(relations) == 1 and rng.random() < 0.35:
-            text = extra.first + (", " if terse else _one(rng, (", ", ", and ", ", with "))) + text
+            text = extra.first + (", " if terse else one_of(rng, (", ", ", and ", ", with "))) + text
             several = extra.several
         elif terse:
             text += f", {extra.first}"
         else:
             joints = (", and ", ", plus ", ", ", f". There {extra.verb('is')} also ", ", and also ")
-            text += _one(rng, joints) + extra.first
+            text += one_of(rng, joints) + extra.first
     return Body(text=text, phrase=body.phrase, several=several)
 
 
@@ -125,21 +125,21 @@ _TIED_NEW = (", with {left} {rel} {right}", ", and {left} {rel} {right}", ". {re
 
 def _pair(a: Mention, relation: str, b: Mention, rng: random.Random, *, terse: bool) -> Body:
     """Two groups brought in by "a <relation> b", in one of many forms."""
-    between = _mostly_first(rng, words.RELATION_WORDS[relation], 0.5)
+    between = mostly_first(rng, words.RELATION_WORDS[relation], 0.5)
     draw = rng.random()
     if terse or draw < 0.4:
         return Body(text=f"{a.first} {between} {b.first}", phrase=True, several=a.several)
     if draw < 0.64:
-        beside = b.it(_one(rng, words.RELATION_TO_IT[relation]))
-        text = _one(rng, _WITH_IT).format(a=a.first, b=b.first, beside=beside)
+        beside = b.it(one_of(rng, words.RELATION_TO_IT[relation]))
+        text = one_of(rng, _WITH_IT).format(a=a.first, b=b.first, beside=beside)
         return Body(text=text, phrase=True, several=b.several)
-    verb = a.verb(_one(rng, tuple(words.VERBS)))
+    verb = a.verb(one_of(rng, tuple(words.VERBS)))
     if draw < 0.72:
-        rest = _one(rng, _THEN_RELATED).format(b=b.first, x=a.again, y=b.again, rel=between, verb=verb)
+        rest = one_of(rng, _THEN_RELATED).format(b=b.first, x=a.again, y=b.again, rel=between, verb=verb)
         return Body(text=a.first + rest, phrase=True, several=a.several)
     if draw < 0.86:
         return Body(text=f"{a.first} {verb} {between} {b.first}", phrase=False, several=a.several)
-    text = _one(rng, _INVERTED).format(a=a.first, b=b.first, rel=between, verb=verb, is_=a.verb("is"))
+    text = one_of(rng, _INVERTED).format(a=a.first, b=b.first, rel=between, verb=verb, is_=a.verb("is"))
     return Body(text=text, phrase=False, several=a.several)
 
 
@@ -147,13 +147,13 @@ def _tied_on(
     a: Mention, relation: str, b: Mention, a_is_known: bool, rng: random.Random, *, terse: bool
 ) -> str:
     """A clause "a <relation> b" of which one side has been named before."""
-    between = _mostly_first(rng, words.RELATION_WORDS[relation], 0.5)
+    between = mostly_first(rng, words.RELATION_WORDS[relation], 0.5)
     left, right = (a.again, b.first) if a_is_known else (a.first, b.again)
     if terse:
         return f", {left} {between} {right}"
-    verb = a.verb(_one(rng, tuple(words.VERBS)))
+    verb = a.verb(one_of(rng, tuple(words.VERBS)))
     forms = _TIED_KNOWN if a_is_known else _TIED_KNOWN + _TIED_NEW
-    return _one(rng, forms).format(left=left, right=right, rel=between, verb=verb)
+    return one_of(rng, forms).format(left=left, right=right, rel=between, verb=verb)
 
 
 def listed(
@@ -173,17 +173,17 @@ def listed(
     if len(parts) == 1:
         text = parts[0]
     elif side_by_side and not relations and not placed and rng.random() < 0.3:
-        text = parts[0] + _one(rng, (" next to ", " beside ")) + parts[1]
+        text = parts[0] + one_of(rng, (" next to ", " beside ")) + parts[1]
     elif terse or rng.random() < 0.2:
         text = ", ".join(parts)
     elif len(parts) == 2 and not relations and not in_front:
-        text = _one(rng, (" and ", " and ", " with ", " plus ", " together with ")).join(parts)
+        text = one_of(rng, (" and ", " and ", " with ", " plus ", " together with ")).join(parts)
     else:
-        text = ", ".join(parts[:-1]) + _one(rng, (" and ", ", and ")) + parts[-1]
+        text = ", ".join(parts[:-1]) + one_of(rng, (" and ", ", and ")) + parts[-1]
     for a, relation, b in relations:
-        between = _mostly_first(rng, words.RELATION_WORDS[relation], 0.5)
-        joint = ", " if terse else _one(rng, (". ", "; ", ", "))
-        verb = " " if joint == ", " else f" {mentions[a].verb(_one(rng, tuple(words.VERBS)))} "
+        between = mostly_first(rng, words.RELATION_WORDS[relation], 0.5)
+        joint = ", " if terse else one_of(rng, (". ", "; ", ", "))
+        verb = " " if joint == ", " else f" {mentions[a].verb(one_of(rng, tuple(words.VERBS)))} "
         text += joint + mentions[a].again + verb + between + " " + mentions[b].again
     return Body(text=text, phrase=not in_front, several=order[0].several)
 
@@ -195,10 +195,10 @@ def _placed(group: Mention, rng: random.Random, *, in_front: bool, terse: bool) 
         return group.first
     if terse and rng.random() < 0.5:
         return f"{group.first} {place}"
-    where = _mostly_first(rng, words.POSITION_WORDS[place], 0.4)
+    where = mostly_first(rng, words.POSITION_WORDS[place], 0.4)
     if not in_front:
         return f"{group.first} {where}"
-    return _joined(where, _one(rng, ("", group.verb("is"), f"there {group.verb('is')}")), group.first)
+    return _joined(where, one_of(rng, ("", group.verb("is"), f"there {group.verb('is')}")), group.first)
 
 
 # --- the whole caption --------------------------------------------------------------------------------------------
@@ -227,18 +227,18 @@ def finished(body: Body, ground: str | None, rng: random.Random, *, terse: bool)
     opened = body.phrase and rng.random() < chance
     if opened:
         there = f"there {'are' if body.several else 'is'}"
-        text = f"{there if rng.random() < 0.3 else _one(rng, words.OPENINGS)} {text}"
+        text = f"{there if rng.random() < 0.3 else one_of(rng, words.OPENINGS)} {text}"
     if ground is not None:
-        colour = _mostly_first(rng, words.GROUND_WORDS[ground], 0.65)
-        surface = f"{colour} {_one(rng, words.GROUND_NOUNS)}"
+        colour = mostly_first(rng, words.GROUND_WORDS[ground], 0.65)
+        surface = f"{colour} {one_of(rng, words.GROUND_NOUNS)}"
         if terse and rng.random() < 0.8:
             text = f"{surface}, {text}" if in_front else f"{text}, {surface}"
         else:
             around = _GROUND_FIRST + _GROUND_AROUND if body.phrase and not opened else _GROUND_FIRST
-            form = _one(rng, around if in_front else _GROUND_LAST)
+            form = one_of(rng, around if in_front else _GROUND_LAST)
             text = form.format(text=text, a=with_article(surface), colour=colour, surface=surface)
     if rng.random() < 0.07:
-        text += f", {_one(rng, words.CLOSINGS)}"
+        text += f", {one_of(rng, words.CLOSINGS)}"
     draw = rng.random()
     if draw < 0.5:
         text = ". ".join(part[0].upper() + part[1:] for part in text.split(". "))
@@ -256,11 +256,12 @@ def _joined(*parts: str) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _one(rng: random.Random, options: Sequence[_T]) -> _T:
+def one_of(rng: random.Random, options: Sequence[_T]) -> _T:
+    """Any of the options."""
     return options[int(rng.random() * len(options))]
 
 
-def _mostly_first(rng: random.Random, options: Sequence[_T], chance: float) -> _T:
+def mostly_first(rng: random.Random, options: Sequence[_T], chance: float) -> _T:
     """The first option with `chance`, otherwise any of the others."""
     if len(options) == 1 or rng.random() < chance:
         return options[0]

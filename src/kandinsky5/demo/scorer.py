@@ -6,7 +6,7 @@ that is best for the claims; a claimed thing is right when everything claimed of
 words.
 
 Where things stand is judged more leniently than scenes are drawn: the world keeps clear of borderline cases, a person
-looking at a picture does not. `_stands` and `_at` say how.
+looking at a picture does not. `standing` says how.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from kandinsky5.demo.claims import Claims, Group, Related
-from kandinsky5.demo.layout import POSITIONS, Point, mean_centre
+from kandinsky5.demo.layout import Point
 from kandinsky5.demo.recognition import NEUTRAL, Found, Sight, look
-
-RELATION_DISTANCE = 0.05
-"""A relation holds from this distance between the groups' mean centres along its axis, of the canvas ..."""
-RELATION_DOMINANCE = 0.5
-"""... which must be at least this many times the distance across: within 63 degrees of the axis."""
-
-THIRDS = (0.42, 0.58)
-"""A group is left, or at the top, while its mean centre is below the first, and right, or at the bottom, above the
-second: the anchors of named places are at 0.22, 0.5 and 0.78."""
-MIDDLE = (0.31, 0.69)
-"""It is in the middle between these."""
+from kandinsky5.demo.standing import stands, stands_at
 
 _RIGHT, _SHAPE, _COLOUR, _DETAIL = 100.0, 5.0, 4.0, 1.0
 """Worth of a pair: of one that is right in everything, and of what agrees in one that is not."""
@@ -118,13 +108,13 @@ def checked(sight: Sight, claims: Claims) -> Report:
         relations=tuple(
             RelationCheck(
                 related=(a, name, b),
-                right=_stands(places[a], name, places[b]),
+                right=stands(places[a], name, places[b]),
                 sure=bool(kinds[a] and kinds[b]),
             )
             for a, name, b in claims.relations
         ),
         positions=tuple(
-            (index, _at(places[index], group.position))
+            (index, stands_at(places[index], group.position))
             for index, group in enumerate(claims.groups)
             if group.position is not None
         ),
@@ -180,27 +170,3 @@ def _worth(check: ObjectCheck, group: Group) -> float:
         return 0.0
     details = _DETAIL * (check.fill + check.size)
     return _RIGHT * check.right + _SHAPE * check.shape + _COLOUR * check.colour + details
-
-
-def _stands(a: Sequence[Point], relation: str, b: Sequence[Point]) -> bool:
-    """Whether group a stands in this relation to group b, by their mean centres; no for a group that is not there."""
-    if not a or not b:
-        return False
-    (ax, ay), (bx, by) = mean_centre(a), mean_centre(b)
-    along, across = {
-        "left of": (bx - ax, by - ay),
-        "right of": (ax - bx, by - ay),
-        "above": (by - ay, bx - ax),
-        "below": (ay - by, bx - ax),
-    }[relation]
-    return along >= RELATION_DISTANCE and along >= RELATION_DOMINANCE * abs(across)
-
-
-def _at(centres: Sequence[Point], position: str) -> bool:
-    """Whether the mean centre of a group is at a named place, of nine that overlap."""
-    if not centres:
-        return False
-    return all(
-        (value < THIRDS[0], MIDDLE[0] < value < MIDDLE[1], value > THIRDS[1])[third]
-        for value, third in zip(mean_centre(centres), POSITIONS[position], strict=True)
-    )
