@@ -1,7 +1,8 @@
 """Prompts become token rows of fixed shape, exactly as the pipeline tokenises them.
 
-Comes in: prompts, the two tokenizers, the official template. Goes out: ids and masks for both encoders, padded to one
-length so that compiled training sees one shape. It does not know where prompts come from.
+Comes in: prompts, the two tokenizers, one of the official templates. Goes out: ids and masks for both encoders, padded
+to one length so that compiled training sees one shape; for editing with the tokens that stand for a picture. It does
+not know where prompts come from.
 """
 
 import itertools
@@ -13,10 +14,14 @@ from torch import Tensor
 from transformers import CLIPTokenizer, Qwen2Tokenizer
 
 from kandinsky5.demo.architecture import CLIP_POSITIONS
-from kandinsky5.prompts import TEXT_TO_IMAGE, crop
+from kandinsky5.prompts import IMAGE_PLACEHOLDER, TEXT_TO_IMAGE, Template, crop
 
 TEXT_LENGTH = 88
-"""Tokens after the crop that training has room for; captions that need more are drawn again."""
+"""Tokens after the crop that training has room for, those of a picture among them; captions that need more are drawn
+again."""
+
+PICTURE_TOKEN = "<|image_pad|>"
+"""What stands for one token of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +34,30 @@ class PromptRows:
 
 
 class PromptTokens:
-    """Tokenises for one pair of tokenizers and one text length."""
+    """Tokenises for one pair of tokenizers, one text length and one template.
 
-    def __init__(self, qwen: Qwen2Tokenizer, clip: CLIPTokenizer, length: int = TEXT_LENGTH):
+    With `picture_tokens`, each prompt is followed by the placeholder of one picture of so many tokens.
+    """
+
+    def __init__(
+        self,
+        qwen: Qwen2Tokenizer,
+        clip: CLIPTokenizer,
+        length: int = TEXT_LENGTH,
+        *,
+        template: Template = TEXT_TO_IMAGE,
+        picture_tokens: int = 0,
+    ):
         self._qwen = qwen
         self._clip = clip
+        self._prefix = template.prefix
+        picture = IMAGE_PLACEHOLDER.replace(PICTURE_TOKEN, PICTURE_TOKEN * picture_tokens)
+        self._suffix = (picture if picture_tokens else "") + template.suffix
         self.length = length
-        self.crop = crop(len(qwen(TEXT_TO_IMAGE.prefix)["input_ids"]))
+        self.crop = crop(len(qwen(template.prefix)["input_ids"]))
         """Tokens at the front of every row whose states are dropped after encoding."""
+        self.picture_token: int = qwen.convert_tokens_to_ids(PICTURE_TOKEN)
+        """The id that stands for one token of a picture."""
 
     def fits(self, prompt: str, cuts: Sequence[int] = ()) -> bool:
         """Whether a prompt, in the pieces that `cuts` make of it, has room in a row."""
@@ -72,8 +93,8 @@ class PromptTokens:
         for index, (prompt, at) in enumerate(zip(prompts, cuts, strict=True)):
             edges = [0, *at, len(prompt)]
             parts = [prompt[first:last] for first, last in itertools.pairwise(edges)]
-            parts[0] = TEXT_TO_IMAGE.prefix + parts[0]
-            parts[-1] += TEXT_TO_IMAGE.suffix
+            parts[0] = self._prefix + parts[0]
+            parts[-1] += self._suffix
             pieces += parts
             owners += [index] * len(parts)
         rows: list[list[int]] = [[] for _ in prompts]

@@ -73,12 +73,16 @@ class CaptionedScenes(Dataset[dict[str, Tensor]]):
         """A caption that fits, drawn again until it does, and the characters to cut it at."""
         while True:
             text = describe(scene, rng).text
-            if rng.random() < CUT_SHARE:
-                cuts = tuple(i for i in range(1, len(text)) if rng.random() < CUT_CHANCE)
-                if self._tokens.fits(text, cuts):
-                    return text, cuts
-            elif self._tokens.fits(text):
-                return text, ()
+            cuts = random_cuts(text, rng)
+            if self._tokens.fits(text, cuts):
+                return text, cuts
+
+
+def random_cuts(text: str, rng: random.Random) -> tuple[int, ...]:
+    """The characters at which to cut a text before it is tokenised, mostly none."""
+    if rng.random() >= CUT_SHARE:
+        return ()
+    return tuple(i for i in range(1, len(text)) if rng.random() < CUT_CHANCE)
 
 
 def batches_from(dataset: Dataset[_T], numbers: range, workers: int, *, pin: bool) -> Iterable[_T]:

@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer, Qwen2Tokenizer
 
 from kandinsky5.demo.architecture import CLIP_POSITIONS, VISION_MERGE, VISION_PATCH
 from kandinsky5.demo.captions import describe, plain
+from kandinsky5.demo.vision_patches import LEAST_PIXELS, MEAN, MOST_PIXELS, STD, TEMPORAL_PATCH
 from kandinsky5.demo.world import draw_scene
 from kandinsky5.prompts import EDITING, TEXT_TO_IMAGE
 
@@ -108,13 +109,12 @@ def save_processor_files(folder: Path) -> None:
         "do_rescale": True,
         "do_normalize": True,
         "rescale_factor": 1 / 255,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
         "patch_size": VISION_PATCH,
         "merge_size": VISION_MERGE,
-        "temporal_patch_size": 2,
-        # 4 to 16384 tokens after merging, 28 x 28 pixels each: the published limits.
-        "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384},
+        "temporal_patch_size": TEMPORAL_PATCH,
+        "size": {"shortest_edge": LEAST_PIXELS, "longest_edge": MOST_PIXELS},
     }
     _write_json(
         folder / "preprocessor_config.json", picture | {"image_processor_type": "Qwen2VLImageProcessor"}
