@@ -1,19 +1,23 @@
-"""Stage: prompts to `Conditioning`.
+"""Stage: prompts, with or without source pictures, to `Conditioning`.
 
-Comes in: prompts, a template, both encoders with their tokenizers. Goes out: one row a prompt, which does not depend on
-the other prompts of the call. Encoders are called at their root, so that offload hooks fire. The stage refuses to know
-pipelines, guidance and pictures.
+Comes in: prompts, a template, both encoders with their tokenizers; for editing one picture a prompt and Qwen's picture
+processor. Goes out: one row a prompt, which does not depend on the other prompts of the call. Encoders are called at
+their root, so that offload hooks fire. The stage refuses to know pipelines, guidance, and how pictures came to their
+size.
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from kandinsky5.errors import RequestError
-from kandinsky5.prompts import Template, crop
+from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.prompts import IMAGE_PLACEHOLDER, Template, crop
 from kandinsky5.records import Conditioning
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,8 @@ def encode_prompts(
     max_tokens: int,
     device: torch.device | str,
     dtype: torch.dtype,
+    pictures: Sequence[Image.Image] = (),
+    picture_processor: Any = None,
 ) -> Conditioning:
     """Encode each prompt by itself, however long its neighbours are.
 
@@ -43,47 +49,124 @@ def encode_prompts(
         tokenizer: its tokenizer, or a processor that holds one. Its padding side plays no part.
         text_encoder_2: CLIP's text model; its pooled output is used.
         tokenizer_2: its tokenizer.
-        max_tokens: limit of text tokens after the template's prefix is cut off; a longer prompt loses its end, with
-            a warning that quotes it.
+        max_tokens: limit of tokens after the template's prefix is cut off, those of the picture among them; a longer
+            prompt loses the end of its words, with a warning that quotes it.
         device: where the tokens are put and the result is left.
         dtype: of the result.
+        pictures: none, or one a prompt, RGB and as large as the vision tower is to see it.
+        picture_processor: Qwen's image processor; needed with pictures.
 
     Raises:
-        RequestError: `max_tokens` leaves no room for the template's suffix.
+        RequestError: `max_tokens` leaves no room for the picture and the template's suffix, or a prompt holds the
+            token that stands for a picture.
     """
-    tokens = [_tokenise(getattr(tokenizer, "tokenizer", tokenizer), template, p, max_tokens) for p in prompts]
-    states, mask = _last_hidden_states(text_encoder, [ids for ids, _ in tokens], device)
-    start = tokens[0][1]
+    image_token = text_encoder.config.image_token_id
+    seen = [_view(picture, picture_processor) for picture in pictures]
+    words = _Words(
+        tokenizer=getattr(tokenizer, "tokenizer", tokenizer), template=template, image_token=image_token
+    )
+    rows = [
+        words.tokens(prompt, max_tokens, seen[i].tokens if seen else 0) for i, prompt in enumerate(prompts)
+    ]
+    states, mask = _last_hidden_states(text_encoder, rows, seen, image_token, device)
+    start = words.start
     pooled = _pooled(text_encoder_2, tokenizer_2, prompts, device)
     return Conditioning(text=states[:, start:], mask=mask[:, start:], pooled=pooled).to(device, dtype)
 
 
-def _tokenise(tokenizer: Any, template: Template, prompt: str, max_tokens: int) -> tuple[list[int], int]:
-    """Token ids of the full text, cut to the limit without touching the suffix, and the length of the crop."""
-    ids: list[int] = tokenizer(template.text(prompt))["input_ids"]
-    start = crop(len(tokenizer(template.prefix)["input_ids"]))
-    suffix: list[int] = tokenizer(template.suffix)["input_ids"]
-    if max_tokens < len(suffix):
-        raise RequestError(
-            f"max_sequence_length={max_tokens} leaves no room for a prompt; it must be at least {len(suffix)} "
-            "for this tokenizer."
-        )
-    excess = len(ids) - start - max_tokens
-    if excess > 0:
-        end = len(ids) - len(suffix)
-        removed = tokenizer.decode(ids[end - excess : end])
-        logger.warning("The prompt is longer than %d tokens; its end was cut off: %r", max_tokens, removed)
-        ids = ids[: end - excess] + suffix
-    return ids, start
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """A picture as the vision tower takes it: N flattened patches (N, D) and their grid (1, 3) of times, rows, columns.
+
+    tokens: how many the language model sees of it.
+    """
+
+    patches: Tensor
+    grid: Tensor
+    tokens: int
+
+
+def _view(picture: Image.Image, processor: Any) -> _View:
+    inputs = processor(images=[picture], return_tensors="pt")
+    grid = inputs["image_grid_thw"]
+    return _View(
+        patches=inputs["pixel_values"], grid=grid, tokens=int(grid.prod()) // processor.merge_size**2
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Words:
+    """A tokenizer with the template around each prompt. `image_token` is the id that stands for a part of a picture."""
+
+    tokenizer: Any
+    template: Template
+    image_token: int
+
+    @cached_property
+    def start(self) -> int:
+        """How many tokens are cut off the front of the states."""
+        return crop(len(self._ids(self.template.prefix)))
+
+    def tokens(self, prompt: str, max_tokens: int, of_picture: int) -> list[int]:
+        """Token ids of the full text. Above the limit the prompt loses its end; picture and suffix stay whole."""
+        pictures = 1 if of_picture else 0
+        ids = self._ids(self.template.text(prompt, images=pictures))
+        tail = self._ids(IMAGE_PLACEHOLDER * pictures + self.template.suffix)
+        head = ids[: len(ids) - len(tail)]
+        if pictures:
+            tail = self._with_room(tail, of_picture)
+            if self.image_token in head:
+                raise RequestError(
+                    f"The instruction holds {self.tokenizer.decode([self.image_token])!r}, which stands for a picture; "
+                    "leave it out."
+                )
+        if max_tokens < len(tail):
+            kept = f"the picture's {of_picture} tokens" if pictures else "a prompt"
+            raise RequestError(
+                f"max_sequence_length={max_tokens} leaves no room for {kept}; it must be at least {len(tail)} here."
+            )
+        excess = len(head) + len(tail) - self.start - max_tokens
+        if excess > 0:
+            removed = self.tokenizer.decode(head[-excess:])
+            logger.warning(
+                "The prompt is longer than %d tokens; its end was cut off: %r", max_tokens, removed
+            )
+            head = head[:-excess]
+        return head + tail
+
+    def _with_room(self, tail: list[int], of_picture: int) -> list[int]:
+        """The one token that stands for the picture, as many times as the picture has tokens."""
+        if tail.count(self.image_token) != 1:
+            raise CheckpointError(
+                f"The tokenizer has no single token for {IMAGE_PLACEHOLDER}, or another than the text encoder's "
+                f"image_token_id {self.image_token}."
+            )
+        at = tail.index(self.image_token)
+        return tail[:at] + [self.image_token] * of_picture + tail[at + 1 :]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
 
 
 def _last_hidden_states(
-    text_encoder: Any, rows: Sequence[list[int]], device: torch.device | str
+    text_encoder: Any,
+    rows: Sequence[list[int]],
+    seen: Sequence[_View],
+    image_token: int,
+    device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:
     """(B, L, E) states and (B, L) mask of token rows, padded on the right, where a causal encoder cannot see it."""
     length = max(len(row) for row in rows)
     input_ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
     mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows], device=device)
+    pictures: dict[str, Tensor] = {}
+    if seen:
+        pictures = {
+            "pixel_values": torch.cat([view.patches for view in seen]).to(device, text_encoder.dtype),
+            "image_grid_thw": torch.cat([view.grid for view in seen]).to(device),
+            # Without it the pictures' tokens would get the positions of words.
+            "mm_token_type_ids": (input_ids == image_token).to(torch.long),
+        }
     output = text_encoder(
         input_ids=input_ids,
         attention_mask=mask.to(torch.long),
@@ -91,6 +174,7 @@ def _last_hidden_states(
         use_cache=False,
         logits_to_keep=torch.empty(0, dtype=torch.long, device=device),  # none: it may be on disk
         return_dict=True,
+        **pictures,
     )
     return output.hidden_states[-1], mask
 

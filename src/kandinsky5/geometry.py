@@ -4,8 +4,10 @@ In: widths and heights in pixels, or a text such as "1024x768". Out: the same nu
 Pairs are always (width, height). Refuses to know: pictures, tensors, which checkpoint is loaded.
 """
 
+import math
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Literal
 
 from kandinsky5.errors import RequestError
 
@@ -61,15 +63,38 @@ def check_size(
             )
 
 
-def nearest_native(width: int, height: int) -> tuple[int, int]:
-    """The native size whose height / width is closest to that of (width, height), as the authors choose it.
+def nearest_native(
+    width: int, height: int, sizes: Sequence[tuple[int, int]] = NATIVE_SIZES
+) -> tuple[int, int]:
+    """The one of `sizes` whose height / width is closest to that of (width, height), as the authors choose it.
 
     Raises RequestError unless both are positive.
     """
     if width <= 0 or height <= 0:
         raise RequestError(f"A picture of {width}x{height} has no shape; both sides must be positive.")
     aspect = height / width
-    return min(NATIVE_SIZES, key=lambda size: abs(size[1] / size[0] - aspect))
+    return min(sizes, key=lambda size: abs(size[1] / size[0] - aspect))
+
+
+def same_shape(
+    width: int, height: int, area: int, *, multiple: int = SIZE_MULTIPLE, largest: int = LARGEST_SIDE
+) -> tuple[int, int]:
+    """The size that can be run with about the proportions of (width, height) and about `area` pixels.
+
+    Proportions come first: where the longer side would pass `largest`, both shrink.
+    """
+    scale = min(math.sqrt(area / (width * height)), largest / max(width, height))
+    return (
+        _nearest_side(round(width * scale), multiple, largest),
+        _nearest_side(round(height * scale), multiple, largest),
+    )
+
+
+def side_for(other: int, source: tuple[int, int], axis: Literal["width", "height"]) -> int:
+    """The side on `axis` that keeps the proportions of a source (width, height) when the other side is `other`."""
+    width, height = source
+    exact = other * width / height if axis == "width" else other * height / width
+    return _nearest_side(round(exact), SIZE_MULTIPLE, LARGEST_SIDE)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -1,9 +1,12 @@
 """One small system of the real classes with random weights, for every test of stages and pipelines."""
 
+import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from kandinsky5.demo.architecture import (
@@ -16,7 +19,7 @@ from kandinsky5.demo.architecture import (
 )
 from kandinsky5.demo.tokenizers import save_processor_files, train_clip_tokenizer, train_qwen_tokenizer
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
-from kandinsky5.pipelines import Kandinsky5T2IPipeline
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.prompts import EDITING, TEXT_TO_IMAGE
 
 TINY = Architecture(
@@ -104,6 +107,44 @@ def editing_network(components: dict[str, object]) -> Kandinsky5Transformer3DMod
     patches[:, :, :16] = weights[name].unflatten(1, (4, 16))
     editing.load_state_dict({**weights, name: patches.flatten(1)})
     return editing.eval()
+
+
+@pytest.fixture(scope="session")
+def editing_components(
+    components: dict[str, object], editing_network: Kandinsky5Transformer3DModel
+) -> dict[str, object]:
+    """The seven components of an editing system made for pictures of 128 x 128."""
+    vae = copy.deepcopy(components["vae"])
+    vae.register_to_config(sample_size=128)  # type: ignore[attr-defined]
+    return {**components, "transformer": editing_network, "vae": vae}
+
+
+@pytest.fixture
+def editing(editing_components: dict[str, object]) -> Kandinsky5I2IPipeline:
+    """An editing pipeline over the shared components, with a scheduler of its own."""
+    parts = {**editing_components, "scheduler": build_scheduler()}
+    pipe = Kandinsky5I2IPipeline(**parts, default_steps=3)  # type: ignore[arg-type]
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def saved_editing_folder(
+    editing_components: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """The editing system as a folder in the published layout."""
+    folder = tmp_path_factory.mktemp("editing")
+    Kandinsky5I2IPipeline(**editing_components, default_steps=3).save_pretrained(folder)  # type: ignore[arg-type]
+    save_processor_files(folder / "tokenizer")
+    return str(folder)
+
+
+def picture(width: int = 128, height: int = 128, seed: int = 0) -> Image.Image:
+    """A source of soft colours without any symmetry: mistakes of order, turn or channel show."""
+    rows, columns = np.mgrid[0:height, 0:width] / max(width, height)
+    phase = np.random.default_rng(seed).uniform(0, 6, 3)
+    waves = [np.sin(5 * columns + 3 * rows * (i + 1) + phase[i]) for i in range(3)]
+    return Image.fromarray(np.uint8(np.stack(waves, axis=-1) * 100 + 128))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kandinsky5 import geometry
 from kandinsky5.errors import RequestError
-from kandinsky5.geometry import check_size, nearest_native, parse_size
+from kandinsky5.geometry import check_size, nearest_native, parse_size, same_shape, side_for
 
 SIDES = st.integers(-100, 5000)
 
@@ -82,6 +82,31 @@ def test_the_nearest_native_is_by_height_over_width_as_the_authors_choose() -> N
     assert nearest_native(1, 100) == (640, 1408)
     with pytest.raises(RequestError, match="0x10"):
         nearest_native(0, 10)
+
+
+def test_the_nearest_of_another_systems_sizes() -> None:
+    assert nearest_native(300, 100, [(256, 256), (512, 128)]) == (512, 128)
+    assert nearest_native(300, 100, [(256, 256)]) == (256, 256)
+
+
+@given(st.integers(16, 20_000), st.integers(16, 20_000), st.sampled_from([256**2, 1024**2]))
+def test_a_size_of_the_same_shape_can_be_run_and_is_near(width: int, height: int, area: int) -> None:
+    """Within bounds always; up to 1:16 the shape is kept to rounding, and the area where 2048 a side allow it."""
+    size = same_shape(width, height, area)
+    check_size(*size)
+    longer, shorter = max(width, height), min(width, height)
+    if longer <= 16 * shorter:
+        assert abs(size[0] * height - size[1] * width) <= 8.5 * (width + height)
+        if longer / shorter <= 2048**2 / area:
+            assert abs(size[0] * size[1] / area - 1) < 0.15
+
+
+@given(st.sampled_from(range(16, 2049, 16)), st.integers(16, 5000), st.integers(16, 5000))
+def test_a_side_follows_the_other(side: int, width: int, height: int) -> None:
+    for axis, exact in (("width", side * width / height), ("height", side * height / width)):
+        found = side_for(side, (width, height), axis)  # type: ignore[arg-type]
+        check_size(found, side)
+        assert abs(found - exact) <= 8.5 or found in (16, 2048)
 
 
 @pytest.mark.parametrize("text", ["1024x768", "1024X768", " 1024 × 768 "])

@@ -43,6 +43,7 @@ def test_exported_names() -> None:
         "CapacityError",
         "CheckpointError",
         "ImageRequest",
+        "Kandinsky5I2IPipeline",
         "Kandinsky5T2IPipeline",
         "Kandinsky5Transformer3DModel",
         "KandinskyImagePipelineOutput",

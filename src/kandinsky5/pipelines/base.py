@@ -1,31 +1,28 @@
-"""What every Kandinsky 5 image pipeline is: seven components, what their checkpoint says, and a running call.
+"""What every Kandinsky 5 image pipeline is: seven components, and what their checkpoint says.
 
-Comes in: components, or a saved folder. Goes out: defaults, starting noise, denoised latents. The order of a call, and
-everything about prompts and sources, is in the pipelines themselves.
+Comes in: components, or a saved folder. Goes out: a pipeline with the checkpoint's defaults. How it draws is in
+`drawing`, what a caller may ask in the pipelines themselves.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import KandinskyLoraLoaderMixin
 from diffusers.models import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from kandinsky5 import denoise
-from kandinsky5 import latents as latent_stage
 from kandinsky5.checkpoint.arrival import check_arrived
+from kandinsky5.checkpoint.document import read_object
 from kandinsky5.checkpoint.finite import check_finite
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import NATIVE_SIZES, VAE_FACTOR
 from kandinsky5.model.loading import checkpoint_errors, refuse_pickles, requested_dtype, single_file
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
-from kandinsky5.pipelines.callbacks import TENSOR_NAMES, StepCallback, apply_callback
+from kandinsky5.pipelines.callbacks import TENSOR_NAMES
 from kandinsky5.pipelines.encoder_parts import (
     TEXT_ENCODER_PARTS,
     TextEncoderPart,
@@ -87,6 +84,8 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
         super().__init__()
         if template not in TEMPLATE_NAMES:
             raise RequestError(f"template={template!r} is not one of {', '.join(TEMPLATE_NAMES)}.")
+        if transformer is not None:
+            self.check_network(transformer.config)
         bring_in(text_encoder, self.text_encoder_parts)  # where another task's pipeline left them on disk
         self.register_modules(
             transformer=transformer,
@@ -141,6 +140,8 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
         with checkpoint_errors(source):
             folder = Path(source) if Path(source).is_dir() else Path(cls.download(source, **kwargs))
         checked = check_folder(folder, brought, kwargs.get("variant"))
+        if "transformer" not in brought and (config := folder / "transformer" / "config.json").is_file():
+            cls.check_network(read_object(config))
         kwargs["dtype"] = checked.dtypes if dtype is None else dtype
         packed = "text_encoder" in checked.models and checked.models["text_encoder"].is_packed
         needed = TEXT_ENCODER_PARTS if packed else {*cls.text_encoder_parts, *text_encoder_parts}
@@ -264,6 +265,10 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
     # -- What the checkpoint says ---------------------------------------------------------------------------------
 
     @classmethod
+    def check_network(cls, config: Mapping[str, Any]) -> None:
+        """Raise RequestError for a network, known by its config, that this pipeline cannot run. This one runs any."""
+
+    @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
         """`model_index.json`, with the network's class replaced by ours in memory."""
         return with_our_classes(super().load_config(*args, **kwargs))
@@ -295,84 +300,3 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
     def resolutions(self) -> list[tuple[int, int]]:
         """(width, height) pairs the checkpoint was trained on. Other multiples of 16 can be run."""
         return list(NATIVE_SIZES) if self.default_size in NATIVE_SIZES else [self.default_size]
-
-    # -- State that a callback may read and change during a call ----------------------------------------------------
-
-    @property
-    def guidance_scale(self) -> float:
-        """Guidance of the running call; a callback may set `_guidance_scale` for the steps that follow."""
-        return self._guidance_scale
-
-    @property
-    def num_timesteps(self) -> int:
-        """Network times of the running call."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `_interrupt` to True to end the running call after the current step."""
-        return self._interrupt
-
-    # -- Parts of a call ----------------------------------------------------------------------------------------------
-
-    def prepare_latents(
-        self,
-        batch_size: int,
-        num_channels_latents: int = 16,
-        height: int = 1024,
-        width: int = 1024,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        """Starting noise (batch_size, 1, height / 8, width / 8, channels), or the caller's latents, checked and moved.
-
-        Raises:
-            RequestError: latents of another shape, or a list of generators that is not one a picture.
-        """
-        device = device or self._execution_device
-        factor = self.vae_scale_factor_spatial
-        shape = (batch_size, 1, height // factor, width // factor, num_channels_latents)
-        if latents is None:
-            return latent_stage.noise(
-                *(shape[0], shape[2], shape[3], shape[4]),
-                generator=generator,
-                device=device,
-                dtype=dtype or torch.float32,
-            )
-        if tuple(latents.shape) != shape:
-            raise RequestError(
-                f"latents must be (pictures, 1, height / {factor}, width / {factor}, channels) = {shape}, got "
-                f"{tuple(latents.shape)}."
-            )
-        return latents.to(device=device, dtype=dtype)
-
-    def _denoise(
-        self,
-        run: denoise.Run,
-        steps: int,
-        device: torch.device,
-        callback: StepCallback | None,
-        names: list[str],
-    ) -> None:
-        """Run the steps under a progress bar, with the user's callback after each."""
-        timesteps = denoise.set_times(self.scheduler, steps, device)
-        self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-
-            def on_step(i: int, timestep: Tensor, run: denoise.Run) -> None:
-                if callback is not None:
-                    apply_callback(callback, self, i, timestep, run, names)
-                run.guidance, run.stop = self._guidance_scale, self._interrupt
-                progress_bar.update()
-
-            denoise.denoise(run, transformer=self.transformer, scheduler=self.scheduler, on_step=on_step)
-
-    def _pictures(self, latents: Tensor, output_type: str) -> Any:
-        """Latents as what the caller asked for."""
-        if output_type == "latent":
-            return latents
-        return self.image_processor.postprocess(
-            latent_stage.decode(latents, self.vae), output_type=output_type
-        )

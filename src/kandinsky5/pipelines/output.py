@@ -7,6 +7,8 @@ import PIL.Image
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from kandinsky5.pictures import Fit
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -15,9 +17,11 @@ class KandinskyImagePipelineOutput(BaseOutput):
     """Pictures of one call.
 
     image: list of PIL images, or an array (B, H, W, 3) or tensor (B, 3, H, W) in [0, 1], or latents (B, 1, h, w, C).
+    fits: of an edit, how each source picture came to the size of the result; None without sources.
     """
 
     image: list[PIL.Image.Image] | np.ndarray | Tensor
+    fits: list[Fit] | None = None
 
     @property
     def images(self) -> list[PIL.Image.Image] | np.ndarray | Tensor:

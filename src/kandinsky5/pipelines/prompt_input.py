@@ -1,17 +1,23 @@
 """What a call says of its prompts: texts, or embeddings computed before; in diffusers' vocabulary.
 
-Comes in: the arguments of a pipeline call. Goes out: a checked `PromptInput`, and from several of them one
-`Conditioning` each. It refuses to know encoders: encoding is a function it is given.
+Comes in: the arguments of a pipeline call. Goes out: checked `Prompts`, and from them one `Conditioning` for each
+guidance branch. It refuses to know encoders: encoding is a function it is given.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
+from PIL import Image
 from torch import Tensor
 
 from kandinsky5.errors import RequestError
 from kandinsky5.records import Conditioning
+
+Value = TypeVar("Value")
+
+Encode = Callable[[list[str], list[Image.Image]], Conditioning]
+"""(texts, pictures) -> a row a text. There are no pictures, or one a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +63,88 @@ class PromptInput:
         return len(self.texts) if self.precomputed is None else len(self.precomputed)
 
 
-def encode_inputs(
-    inputs: Sequence[PromptInput], encode: Callable[[list[str]], Conditioning]
-) -> list[Conditioning]:
-    """One `Conditioning` an input. All texts go to `encode` together, so that each encoder is brought in once."""
-    texts = [text for given in inputs if given.precomputed is None for text in given.texts]
-    encoded = encode(texts) if texts else None
-    results, start = [], 0
-    for given in inputs:
-        if given.precomputed is not None:
-            results.append(given.precomputed)
-        else:
-            assert encoded is not None
-            results.append(encoded.rows(start, start + len(given)))
-            start += len(given)
-    return results
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What pictures should show, and what they are guided away from: one row for all, or one for each prompt."""
+
+    positive: PromptInput
+    negative: PromptInput
+
+    @classmethod
+    def from_call(
+        cls,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds_qwen: Tensor | None,
+        prompt_embeds_clip: Tensor | None,
+        negative_prompt_embeds_qwen: Tensor | None,
+        negative_prompt_embeds_clip: Tensor | None,
+        prompt_cu_seqlens: Tensor | None,
+        negative_prompt_cu_seqlens: Tensor | None,
+    ) -> Self:
+        """Check both sides of a call, and against each other.
+
+        Raises:
+            RequestError: nothing to draw, or as many negative prompts as fit neither all nor each.
+        """
+        positive = PromptInput.from_call(
+            "prompt", prompt, prompt_embeds_qwen, prompt_embeds_clip, prompt_cu_seqlens
+        )
+        negative = PromptInput.from_call(
+            "negative_prompt",
+            *(negative_prompt, negative_prompt_embeds_qwen, negative_prompt_embeds_clip),
+            negative_prompt_cu_seqlens,
+        )
+        if prompt is None and positive.precomputed is None:
+            raise RequestError(
+                "Nothing to draw: pass `prompt`, or `prompt_embeds_qwen` with `prompt_embeds_clip` and "
+                "`prompt_cu_seqlens`."
+            )
+        if len(negative) not in (1, len(positive)):
+            raise RequestError(
+                f"{len(negative)} negative prompts for {len(positive)} prompts; pass one for all, or {len(positive)}."
+            )
+        return cls(positive=positive, negative=negative)
+
+    def __len__(self) -> int:
+        """Prompts, each of which gives one or several pictures."""
+        return len(self.positive)
+
+    def check_pictures(self, count: int) -> None:
+        """Refuse a number of source pictures that fits neither all prompts nor each of them."""
+        if count not in (1, len(self)):
+            raise RequestError(
+                f"{count} source pictures for {len(self)} prompt{'s' if len(self) > 1 else ''}; pass one for all, or "
+                "one prompt for each picture."
+            )
+
+    def encoded(
+        self, encode: Encode, *, guided: bool, pictures: Sequence[Image.Image] = ()
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """A row a prompt for the positive branch, and for the negative one if `guided`.
+
+        All texts go to `encode` together, so that each encoder is brought in once. `pictures` are none, one for all
+        prompts or one each; a text that goes with several of them is encoded with each.
+        """
+        branches = [self.positive, self.negative] if guided else [self.positive]
+        texts: list[str] = []
+        beside: list[Image.Image] = []
+        for branch in (b for b in branches if b.precomputed is None):
+            rows = max(len(branch), len(pictures))
+            texts += _each(branch.texts, rows)
+            beside += _each(pictures, rows)
+        encoded = encode(texts, beside) if texts else None
+        results, start = [], 0
+        for branch in branches:
+            part = branch.precomputed
+            if part is None:
+                assert encoded is not None
+                stop = start + max(len(branch), len(pictures))
+                part, start = encoded.rows(start, stop), stop
+            results.append(part if len(part) == len(self) else part.repeat(len(self)))
+        return results[0], results[1] if guided else None
+
+
+def _each(values: Sequence[Value], rows: int) -> list[Value]:
+    """A value for each row, of none, one for all or one each."""
+    return list(values) * (rows if len(values) == 1 else 1)

@@ -1,0 +1,257 @@
+"""How every pipeline draws: the state of a running call, and its stages in order.
+
+Comes in: a checked `Call`. Goes out: pictures. A call without source pictures makes pictures from text; with them it
+edits. The two public pipelines are front doors to this: they say what a caller may ask, and with which defaults.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Qwen2VLImageProcessorPil
+
+from kandinsky5 import denoise
+from kandinsky5 import latents as latent_stage
+from kandinsky5.conditioning import encode_prompts
+from kandinsky5.errors import RequestError
+from kandinsky5.geometry import check_size
+from kandinsky5.model.transformer import MAX_TEXT_POSITIONS
+from kandinsky5.pictures import halved, to_pixels
+from kandinsky5.pipelines.base import ImagePipeline
+from kandinsky5.pipelines.callbacks import StepCallback, apply_callback
+from kandinsky5.pipelines.output import OUTPUT_TYPES
+from kandinsky5.pipelines.processor_files import build_picture_processor
+from kandinsky5.pipelines.prompt_input import Prompts
+from kandinsky5.prompts import TEMPLATES, clean
+from kandinsky5.records import Conditioning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What one call asks for, in diffusers' words. None is the checkpoint's own default.
+
+    pictures: sources at the size of the result, none, one for all prompts or one each.
+    """
+
+    prompts: Prompts
+    width: int
+    height: int
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    num_images_per_prompt: int | None
+    generator: torch.Generator | list[torch.Generator] | None
+    latents: Tensor | None
+    output_type: str
+    callback: StepCallback | None
+    callback_tensors: list[str]
+    max_sequence_length: int
+    pictures: Sequence[Image.Image] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise RequestError(f"num_inference_steps={self.num_inference_steps} must be at least 1.")
+        if self.per_prompt < 1:
+            raise RequestError(f"num_images_per_prompt={self.per_prompt} must be at least 1.")
+        if self.output_type not in OUTPUT_TYPES:
+            raise RequestError(f"output_type={self.output_type!r} must be one of {', '.join(OUTPUT_TYPES)}.")
+
+    @property
+    def per_prompt(self) -> int:
+        """Pictures a prompt."""
+        return 1 if self.num_images_per_prompt is None else self.num_images_per_prompt
+
+    @property
+    def rows(self) -> int:
+        """Pictures in all."""
+        return len(self.prompts) * self.per_prompt
+
+    @property
+    def picture_rows(self) -> list[int]:
+        """For each picture to draw, which source it is made of."""
+        return [row // self.per_prompt if len(self.pictures) > 1 else 0 for row in range(self.rows)]
+
+
+class DrawingPipeline(ImagePipeline):
+    """The stages of a call over the components of `ImagePipeline`."""
+
+    # -- State that a callback may read and change during a call ----------------------------------------------------
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the running call; a callback may set `_guidance_scale` for the steps that follow."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Network times of the running call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` to True to end the running call after the current step."""
+        return self._interrupt
+
+    # -- The call -----------------------------------------------------------------------------------------------------
+
+    def _draw(self, call: Call) -> Any:
+        """Everything from noise and words to what the caller asked for as `output_type`."""
+        steps = self.default_steps if call.num_inference_steps is None else call.num_inference_steps
+        self._guidance_scale = self.default_guidance if call.guidance_scale is None else call.guidance_scale
+        self._interrupt = False
+        device, channels = self._execution_device, self.transformer.config.out_visual_dim
+        start = self.prepare_latents(
+            *(call.rows, channels, call.height, call.width),
+            *(torch.float32, device, call.generator, call.latents),
+        )
+        try:
+            positive, negative = self._conditionings(call)
+            run = denoise.Run(
+                latents=start,
+                positive=positive,
+                negative=negative,
+                guidance=self.guidance_scale,
+                source=self._source(call, start),
+                batched_guidance=self.batched_guidance,
+            )
+            self._denoise(run, steps, device, call)
+            return self._pictures(run.latents, call.output_type)
+        finally:
+            self.maybe_free_model_hooks()
+
+    def _check(
+        self, width: int, height: int, callback_tensors: list[str] | None, max_sequence_length: int | None
+    ) -> None:
+        """Refuse what no pipeline can carry out."""
+        check_size(
+            width, height, multiple=self.vae_scale_factor_spatial * self.transformer.config.patch_size[1]
+        )
+        if max_sequence_length is not None and not 1 <= max_sequence_length <= MAX_TEXT_POSITIONS:
+            raise RequestError(
+                f"max_sequence_length={max_sequence_length} must be from 1 to {MAX_TEXT_POSITIONS}."
+            )
+        unknown = set(callback_tensors or ()) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise RequestError(
+                f"callback_on_step_end_tensor_inputs {sorted(unknown)} must be among {self._callback_tensor_inputs}."
+            )
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int = 16,
+        height: int = 1024,
+        width: int = 1024,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Starting noise (batch_size, 1, height / 8, width / 8, channels), or the caller's latents, checked and moved.
+
+        Raises:
+            RequestError: latents of another shape, or a list of generators that is not one a picture.
+        """
+        device = device or self._execution_device
+        factor = self.vae_scale_factor_spatial
+        shape = (batch_size, 1, height // factor, width // factor, num_channels_latents)
+        latent_stage.check_generators(generator, batch_size)
+        if latents is None:
+            return latent_stage.noise(
+                *(shape[0], shape[2], shape[3], shape[4]),
+                generator=generator,
+                device=device,
+                dtype=dtype or torch.float32,
+            )
+        if tuple(latents.shape) != shape:
+            raise RequestError(
+                f"latents must be (pictures, 1, height / {factor}, width / {factor}, channels) = {shape}, got "
+                f"{tuple(latents.shape)}."
+            )
+        return latents.to(device=device, dtype=dtype)
+
+    # -- Its parts ----------------------------------------------------------------------------------------------------
+
+    def _conditionings(self, call: Call) -> tuple[Conditioning, Conditioning | None]:
+        """One row a picture for each branch, where the network runs."""
+        positive, negative = call.prompts.encoded(
+            lambda texts, pictures: self._encode(texts, call.max_sequence_length, pictures),
+            guided=self.guidance_scale > 1,
+            pictures=[self._shown(picture) for picture in call.pictures],
+        )
+
+        def rows(prompts: Conditioning) -> Conditioning:
+            return prompts.repeat(call.per_prompt).to(self._execution_device, self.transformer.dtype)
+
+        return rows(positive), None if negative is None else rows(negative)
+
+    def _encode(
+        self, texts: Sequence[str], max_sequence_length: int, shown: Sequence[Image.Image] = ()
+    ) -> Conditioning:
+        """A row a text; `shown` are the pictures that the vision tower sees, none or one a text."""
+        if self.text_encoder is None or self.text_encoder_2 is None:
+            raise RequestError(
+                "This pipeline was loaded without its text encoders; pass precomputed prompt embeddings (and negative "
+                "ones, or guidance_scale=1)."
+            )
+        return encode_prompts(
+            [clean(text) for text in texts],
+            TEMPLATES[self.task, self.config.template],
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer_2=self.tokenizer_2,
+            max_tokens=max_sequence_length,
+            device=self._execution_device,
+            dtype=self.text_encoder.dtype,
+            pictures=shown,
+            picture_processor=self.picture_processor if shown else None,
+        )
+
+    @property
+    def picture_processor(self) -> Qwen2VLImageProcessorPil:
+        """Qwen's image processor as the checkpoint sets it; the half of it that needs no torchvision."""
+        return build_picture_processor(
+            self.tokenizer, self._processor, self.text_encoder.config.vision_config
+        )
+
+    def _shown(self, picture: Image.Image) -> Image.Image:
+        """A picture as the vision tower is to see it."""
+        return halved(picture, self.default_size[0] * self.default_size[1])
+
+    def _source(self, call: Call, start: Tensor) -> Tensor | None:
+        """(B, 1, h, w, C + 1) latents and mask of the sources for an editing network, else None.
+
+        The mask is 1; without a source both are zeros, as the authors do.
+        """
+        if not self.transformer.config.visual_cond:
+            return None
+        if not call.pictures:
+            return start.new_zeros(*start.shape[:-1], start.shape[-1] + 1)
+        pixels = to_pixels(call.pictures).to(self._execution_device)
+        latents = latent_stage.encode(pixels, self.vae, rows=call.picture_rows, generator=call.generator)
+        return torch.cat([latents, torch.ones_like(latents[..., :1])], dim=-1)
+
+    def _denoise(self, run: denoise.Run, steps: int, device: torch.device, call: Call) -> None:
+        """Run the steps under a progress bar, with the user's callback after each."""
+        timesteps = denoise.set_times(self.scheduler, steps, device)
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+
+            def on_step(i: int, timestep: Tensor, run: denoise.Run) -> None:
+                if call.callback is not None:
+                    apply_callback(call.callback, self, i, timestep, run, call.callback_tensors)
+                run.guidance, run.stop = self._guidance_scale, self._interrupt
+                progress_bar.update()
+
+            denoise.denoise(run, transformer=self.transformer, scheduler=self.scheduler, on_step=on_step)
+
+    def _pictures(self, latents: Tensor, output_type: str) -> Any:
+        """Latents as what the caller asked for."""
+        if output_type == "latent":
+            return latents
+        return self.image_processor.postprocess(
+            latent_stage.decode(latents, self.vae), output_type=output_type
+        )
