@@ -4,25 +4,124 @@ Comes in: what a person calls a model, and where and how it should run. Goes out
 which. It refuses to know what a pipeline does.
 """
 
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from kandinsky5 import hub
+from kandinsky5.checkpoint.safetensors_header import BITS, StoredTensor
+from kandinsky5.checkpoint.weights import TORCH_DTYPES, Library, read_weights
+from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
-from kandinsky5.placement import resolve_device, resolve_dtype
+from kandinsky5.placement import free_memory, resolve_device, resolve_dtype
 from kandinsky5.variants import resolve_model
 
+_LIBRARIES: Final[Mapping[str, Library]] = {
+    "transformer": "diffusers",
+    "vae": "diffusers",
+    "text_encoder": "transformers",
+    "text_encoder_2": "transformers",
+}
+_NOT_ALWAYS_LOADED: Final = ("visual.", "model.visual.", "lm_head.")
+"""Tensors of the text encoder that drawing from a prompt does without."""
 
-def load_pipeline(model: str, *, device: str = "auto", dtype: str = "auto") -> Kandinsky5T2IPipeline:
+
+def load_pipeline(
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    variant: str | None = None,
+    revision: str | None = None,
+    access: hub.HubAccess | None = None,
+    force_download: bool = False,
+    watch: hub.Watch = hub.bars,
+) -> Kandinsky5T2IPipeline:
     """The pipeline of a known checkpoint, a folder or a hub id, on its device.
 
     Args:
         model: a name from `kandinsky5 info`, a folder in the published layout, or a hub id.
         device: "auto", or anything `torch.device` takes.
-        dtype: "auto", "float32", "bfloat16" or "float16".
+        dtype: "auto", "float32" ("fp32"), "bfloat16" ("bf16") or "float16" ("fp16").
+        variant: weights stored beside the usual ones under another name ("fp16").
+        revision: branch, tag or commit of a hub id.
+        access: token, cache and address of the hub, and whether it may be asked.
+        force_download: fetch a hub id again.
+        watch: shows what is fetched; `hub.unseen` shows nothing.
 
     Raises:
-        RequestError: a name, device or dtype that does not exist.
-        CheckpointError: weights that are missing or cannot be read.
+        RequestError: a name, device or dtype that does not exist; a revision of a folder.
+        CheckpointError: weights that are missing or cannot be read; a hub that refuses or is out of reach.
+        CapacityError: no room on the disk for what is fetched, or in memory for what is loaded.
     """
     source = resolve_model(model)
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)
-    pipeline = Kandinsky5T2IPipeline.from_pretrained(source.location, dtype=chosen_dtype)
+    if source.folder is not None:
+        if revision is not None or force_download:
+            asked = "revision" if revision is not None else "force_download"
+            raise RequestError(f"{asked} is for hub ids, and {source.name} is a folder; leave it out.")
+        folder = source.folder
+    else:
+        task = source.variant.task if source.variant is not None else Kandinsky5T2IPipeline.task
+        folder = hub.fetch(
+            source.location,
+            hub.need.pipeline(task, variant=variant),
+            revision=revision,
+            access=access,
+            force=force_download,
+            watch=watch,
+        )
+    check_memory(source.name, folder, chosen_device, chosen_dtype, variant)
+    pipeline = Kandinsky5T2IPipeline.from_pretrained(str(folder), dtype=chosen_dtype, variant=variant)
+    pipeline.register_to_config(_name_or_path=source.location)
     return pipeline.to(chosen_device)
+
+
+def check_memory(
+    name: str, folder: Path, device: torch.device, dtype: torch.dtype, variant: str | None = None
+) -> None:
+    """Refuse what cannot fit before it is loaded. Raises CapacityError that names both sizes."""
+    needed, free = memory_needed(folder, dtype, variant), free_memory(device)
+    if free is None or needed <= free:
+        return
+    ways = []
+    if dtype.itemsize > 2:
+        ways.append("bfloat16 (--precision bf16) needs half of that")
+    host = free_memory(torch.device("cpu"))
+    if device.type != "cpu" and host is not None and host >= needed:
+        ways.append(f"the CPU has {host / 1e9:.1f} GB (--device cpu)")
+    raise CapacityError(
+        f"The weights of {name} need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')} on {device}, "
+        f"where {free / 1e9:.1f} GB are free; {', or '.join(ways) or 'end other programs, or use another machine'}."
+    )
+
+
+def memory_needed(folder: Path, dtype: torch.dtype, variant: str | None = None) -> int:
+    """Bytes that the weights in a folder take at least, in a dtype; components that cannot be read count as nothing.
+
+    Left out: the vision tower and the vocabulary projection, which not every task loads; parts that stay float32; and
+    what a picture needs on top.
+    """
+    total = 0
+    for component, library in _LIBRARIES.items():
+        for form in dict.fromkeys((variant, None)):
+            try:
+                stored = read_weights(folder / component, library, form)
+            except CheckpointError:
+                continue  # said with its file's name while it is loaded
+            total += sum(
+                _size(tensor, dtype)
+                for name, tensor in stored.items()
+                if component != "text_encoder" or not name.startswith(_NOT_ALWAYS_LOADED)
+            )
+            break
+    return total
+
+
+def _size(tensor: StoredTensor, dtype: torch.dtype) -> int:
+    count = math.prod(tensor.shape)
+    return count * dtype.itemsize if tensor.dtype in TORCH_DTYPES else count * BITS[tensor.dtype] // 8

@@ -4,6 +4,7 @@ In: a row's name or alias, a folder, a hub id. Out: a `ModelSource` that says wh
 model is a row whose folder is package data. Refuses to know: how weights are read, what a folder holds, the network.
 """
 
+import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,21 @@ def resolve_model(text: str) -> ModelSource:
         return ModelSource(folder=folder)
     if _HUB_ID.fullmatch(text):
         return ModelSource(hub_id=text, variant=next((v for v in VARIANTS if v.hub_id == text), None))
-    names = ", ".join(variant.name for variant in VARIANTS)
+    names = [name for variant in VARIANTS for name in (variant.name, *variant.aliases)]
+    close = difflib.get_close_matches(wanted, names, n=2)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise RequestError(
-        f"Model {text!r} is not one of {names}, an existing folder, or a hub id such as org/name."
+        f"Model {text!r} is not one of {', '.join(variant.name for variant in VARIANTS)}, an existing folder, or a hub "
+        f"id such as org/name.{hint}"
     )
+
+
+def close_hub_ids(repo_id: str) -> list[str]:
+    """Published hub ids that look like a mistyped one, the closest first; also for the authors' ids without -Diffusers.
+
+    Empty for an id of the table itself.
+    """
+    known = {variant.hub_id.lower(): variant.hub_id for variant in VARIANTS if variant.hub_id}
+    if repo_id.lower() in known:
+        return []
+    return [known[name] for name in difflib.get_close_matches(repo_id.lower(), known, n=2, cutoff=0.8)]

@@ -22,7 +22,7 @@ from kandinsky5.checkpoint.finite import find_non_finite, is_finite
 from kandinsky5.checkpoint.weights import Library, compare, read_weights
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.hub import missing_files
-from kandinsky5.hub.selection import WEIGHT_NAMES
+from kandinsky5.hub.need import PARTS
 from kandinsky5.loading import load_pipeline
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.folder import check_folder
@@ -197,11 +197,13 @@ def _other_components(subject: _Subject) -> str:
 
 def _dtypes(subject: _Subject) -> str:
     described = []
-    for component in WEIGHT_NAMES:
-        library: Library = "transformers" if component.startswith("text") else "diffusers"
-        stored = read_weights(subject.folder / component, library)
+    for part in PARTS:
+        if part.weights is None:
+            continue
+        library: Library = "diffusers" if part.shards_first else "transformers"
+        stored = read_weights(subject.folder / part.folder, library)
         counts = Counter(tensor.dtype for tensor in stored.values())
-        described.append(f"{component} " + " + ".join(f"{n} {dtype}" for dtype, n in counts.most_common()))
+        described.append(f"{part.folder} " + " + ".join(f"{n} {dtype}" for dtype, n in counts.most_common()))
     return "; ".join(described)
 
 

@@ -83,12 +83,24 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
+    monkeypatch.setattr("kandinsky5.hub.blob.RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("kandinsky5.hub.blob.RETRIES", 2)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     huggingface_hub.utils.logging.set_verbosity_error()
     with serving() as hub:
         hub.add(REPO, pipeline_files() | UNWANTED)
         yield hub
     huggingface_hub.close_session()
+
+
+@pytest.fixture
+def at(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The cache of commands and pipelines, which ask the loopback hub as HF_ENDPOINT would have them."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    return str(tmp_path / "cache")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A small hub on the loopback address: enough of the protocol for the real `huggingface_hub` client.
 
 It knows repositories of files in commits, says what it was asked (`requests`), and can be told to misbehave: refuse,
-break a connection in the middle of a file, stall, lie about lengths, send other bytes.
+break a connection in the middle of a file, or leave it hanging there, stall, lie about lengths, send other bytes.
 """
 
 import hashlib
@@ -50,10 +50,13 @@ class Trouble:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     break_after: int | None = None
+    hang_after: int | None = None
     stall: float = 0.0
     other_bytes: bool = False
     short_length: int | None = None
     no_ranges: bool = False
+    etag: str | None = None
+    wrong_range: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Request:
     method: str
     path: str
     range: str | None
+    if_range: str | None
     token: str | None
     status: int
     sent: int
@@ -75,6 +79,7 @@ class Hub:
         self.requests: list[Request] = []
         self.address = ""
         self.lock = threading.Lock()
+        self.closed = threading.Event()
 
     @property
     def store_address(self) -> str:
@@ -226,14 +231,23 @@ class Handler(BaseHTTPRequestHandler):
         body, status = content, 200
         if trouble.other_bytes:
             body = bytes(255 - byte for byte in content)
+        if trouble.etag is not None:
+            headers = {**headers, "ETag": trouble.etag}
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if match and not trouble.no_ranges:
-            start, status = int(match[1]), 206
+        if (
+            match
+            and not trouble.no_ranges
+            and self.headers.get("If-Range", headers["ETag"]) == headers["ETag"]
+        ):
+            start, status = 0 if trouble.wrong_range else int(match[1]), 206
             headers = {**headers, "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
             body = body[start:]
         if trouble.short_length is not None:
             body = body[: trouble.short_length]
-        self.say(status, body, {**headers, "Accept-Ranges": "bytes"}, trouble.break_after)
+        end = trouble.break_after if trouble.hang_after is None else trouble.hang_after
+        self.say(status, body, {**headers, "Accept-Ranges": "bytes"}, end)
+        if trouble.hang_after is not None:
+            self.hub.closed.wait(60)
 
     def say(self, status: int, body: bytes, headers: dict[str, str], break_after: int | None = None) -> None:
         self.send_response(status)
@@ -245,7 +259,13 @@ class Handler(BaseHTTPRequestHandler):
             path = unquote(urlsplit(self.path).path)
             is_file = status in (200, 206) and not path.startswith("/api/")
             asked = Request(
-                self.command, path, self.headers.get("Range"), self.token, status, len(part) if is_file else 0
+                self.command,
+                path,
+                self.headers.get("Range"),
+                self.headers.get("If-Range"),
+                self.token,
+                status,
+                len(part) if is_file else 0,
             )
             self.hub.requests.append(asked)
         self.wfile.write(part)
@@ -276,5 +296,6 @@ def serving() -> Iterator[Hub]:
         try:
             yield hub
         finally:
+            hub.closed.set()
             server.shutdown()
             thread.join(5)

@@ -1,16 +1,10 @@
 """`kandinsky5 pull` and `kandinsky5 models` with the real client and the loopback hub."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from kandinsky5.cli.app import run
 from kandinsky5.variants import VARIANTS, embedded_folder
@@ -20,16 +14,6 @@ from .server import Hub, Trouble
 from .test_fetch import files_in
 
 SIZE = sum(map(len, pipeline_files().values()))
-
-
-@pytest.fixture
-def at(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The cache of commands, which ask the loopback hub as HF_ENDPOINT would have them."""
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    return str(tmp_path / "cache")
 
 
 def test_pull_prints_the_folder(hub: Hub, at: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,43 +73,6 @@ def test_pull_without_room_is_a_capacity_error(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     assert run(["pull", REPO, "--cache-dir", at]) == 4
     assert "free some room" in capsys.readouterr().err
-
-
-def environment(hub: Hub, cache: Path) -> dict[str, str]:
-    """A process of its own reaches the hub as a user's would: by the environment."""
-    return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
-        "HF_ENDPOINT": hub.address,
-        "HF_HUB_CACHE": str(cache),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-
-
-def test_an_interrupted_pull_leaves_no_half_file_and_goes_on(hub: Hub, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    stalled = Trouble(where="GET /store", stall=3)
-    hub.troubles.append(stalled)
-    command = [sys.executable, "-m", "kandinsky5", "pull", REPO]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(hub, cache)
-    )
-    deadline = time.monotonic() + 20
-    asked = stalled.times
-    while stalled.times == asked:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, ""), err
-    assert "interrupted" in err and "Traceback" not in err
-    assert not list(cache.rglob("*.incomplete"))
-    kept = sum(p.stat().st_size for p in cache.rglob("blobs/*"))
-    hub.troubles.clear()
-    hub.requests.clear()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(hub, cache), timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert files_in(Path(done.stdout.strip())) == pipeline_files()
-    assert kept > 0 and hub.sent() == SIZE - kept
 
 
 def test_models_lists_what_is_known_and_what_is_here(

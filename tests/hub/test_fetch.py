@@ -1,12 +1,18 @@
 """Fetching from a hub that behaves: what is chosen, what is transferred, and what is left in the cache."""
 
 import hashlib
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from kandinsky5.errors import CapacityError, CheckpointError
-from kandinsky5.hub import HubAccess, cached, fetch, missing_files, plan
+from kandinsky5.hub import FetchedBytes, HubAccess, cached, fetch, missing_files, need, plan, unseen
 
 from .conftest import REPO, UNWANTED, pipeline_files
 from .server import Hub
@@ -17,13 +23,32 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def leftovers(access: HubAccess) -> list[str]:
-    """Files in the cache that are neither whole blobs, links to them, refs, nor the client's own marks."""
-    blobs = [p for p in access.cache_folder.rglob("blobs/*") if p.is_file()]
+    """Blobs that are not what their names say, and links to nothing. Parts of files are not named as blobs."""
+    blobs = [p for p in access.cache_folder.rglob("blobs/*") if p.is_file() and ".incomplete" not in p.name]
     bad = [p.name for p in blobs if p.name not in (sha256(p), git_sha1(p))]
     broken = [
         p.name for p in access.cache_folder.rglob("snapshots/**/*") if p.is_symlink() and not p.exists()
     ]
     return bad + broken
+
+
+class Counted:
+    """What a bar would have been told."""
+
+    def __init__(self) -> None:
+        self.bytes = {"fetched": 0, "checked": 0}
+        self.announced = (0, 0)
+        self.lock = threading.Lock()
+
+    @contextmanager
+    def watch(self, to_fetch: int, to_check: int) -> Iterator[FetchedBytes]:
+        self.announced = (to_fetch, to_check)
+
+        def on_bytes(what: str, count: int) -> None:
+            with self.lock:
+                self.bytes[what] += count
+
+        yield on_bytes
 
 
 def sha256(path: Path) -> str:
@@ -43,23 +68,20 @@ def test_a_plan_names_what_is_needed_and_nothing_else(hub: Hub, access: HubAcces
 
 
 def test_another_precision_is_taken_where_it_is_there(hub: Hub, access: HubAccess) -> None:
-    paths = {file.path for file in plan(REPO, precision="fp16", access=access).files}
+    paths = {file.path for file in plan(REPO, need.pipeline(variant="fp16"), access=access).files}
     assert "vae/diffusion_pytorch_model.fp16.safetensors" in paths
     assert "vae/diffusion_pytorch_model.safetensors" not in paths
     assert "text_encoder/model.safetensors" in paths
 
 
 def test_a_repository_becomes_a_folder(hub: Hub, access: HubAccess) -> None:
-    counted = {"fetched": 0, "checked": 0}
-
-    def on_bytes(what: str, count: int) -> None:
-        counted[what] += count
-
-    folder = fetch(REPO, access=access, on_bytes=on_bytes)
+    counted = Counted()
+    folder = fetch(REPO, access=access, watch=counted.watch)
     assert files_in(folder) == pipeline_files()
     assert not set(files_in(folder)) & set(UNWANTED)
     size = sum(map(len, pipeline_files().values()))
-    assert counted == {"fetched": size, "checked": size} and hub.sent() == size
+    assert counted.bytes == {"fetched": size, "checked": size} and hub.sent() == size
+    assert counted.announced == (size, size)
     assert leftovers(access) == [] and missing_files(folder) == []
 
 
@@ -157,3 +179,32 @@ def test_the_cache_is_listed(hub: Hub, access: HubAccess, tmp_path: Path) -> Non
     assert entry.size == sum(map(len, pipeline_files().values())) and entry.missing == ()
     (folder / "vae" / "config.json").unlink()
     assert cached(access.cache_folder)[0].missing == ("vae/config.json",)
+
+
+class Terminal(io.StringIO):
+    """A standard error that somebody watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bars_are_for_those_who_watch(
+    hub: Hub, access: HubAccess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch(REPO, access=access)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    fetch(REPO, access=access, force=True)
+    shown = terminal.getvalue()
+    assert "874.6/874.6 kB" in shown and "checking" in shown, shown
+    for quiet in ({"watch": unseen, "force": True}, {}):  # nothing to fetch is nothing to show
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        fetch(REPO, access=access, **quiet)
+        assert terminal.getvalue() == ""
+    disable_progress_bars()
+    try:
+        fetch(REPO, access=access, force=True)
+    finally:
+        enable_progress_bars()
+    assert terminal.getvalue() == ""

@@ -4,7 +4,7 @@ import pytest
 
 import kandinsky5
 from kandinsky5.errors import RequestError
-from kandinsky5.variants import EMBEDDED, VARIANTS, resolve_model
+from kandinsky5.variants import EMBEDDED, VARIANTS, close_hub_ids, resolve_model
 
 SFT = "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"
 
@@ -60,3 +60,13 @@ def test_a_folder_comes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.Monk
 def test_anything_else_is_refused_with_what_would_work(text: str) -> None:
     with pytest.raises(RequestError, match=r"embedded, t2i-lite-sft.*existing folder.*hub id"):
         resolve_model(text)
+
+
+def test_mistyped_names_get_close_matches() -> None:
+    with pytest.raises(RequestError, match=r"Did you mean t2i-lite-sft\?"):
+        resolve_model("t2i-lite-stf")
+    with pytest.raises(RequestError) as caught:
+        resolve_model("zzz")
+    assert "Did you mean" not in str(caught.value)
+    assert close_hub_ids("kandinskylab/Kandinsky-5.0-I2I-Lite-sft")[0] == VARIANTS[3].hub_id
+    assert close_hub_ids("someone/else") == [] == close_hub_ids(str(VARIANTS[1].hub_id))

@@ -6,22 +6,13 @@ protocol and which files a checkpoint needs.
 
 import json
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.progress import TimeRemainingColumn as EstimateColumn
 
 from kandinsky5.errors import RequestError
 from kandinsky5.variants import VARIANTS, resolve_model
-
-if TYPE_CHECKING:
-    from kandinsky5.hub import FetchedBytes
 
 CacheDir = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="The cache. Default: HF_HUB_CACHE, or the client's.")
@@ -52,20 +43,20 @@ def pull(
 ) -> None:
     """Fetch a checkpoint, check it against the hub's hashes, and print its folder.
 
-    Only what a pipeline reads is fetched, and only if the disk has room. Whole files are kept when it is interrupted.
+    Only what a pipeline reads is fetched, and only if the disk has room. When it is interrupted or killed, the same
+    command goes on from the bytes it had.
     """
     source = resolve_model(model)
     if source.hub_id is None:
         raise RequestError(f"{source.name} is in {source.folder} already; there is nothing to fetch.")
-    from kandinsky5.hub import HubAccess, check_room, fetch_planned, plan
+    from kandinsky5.hub import HubAccess, bars, check_room, fetch_planned, need, plan, unseen
 
     quieten_client()
     access = HubAccess(token=_token(token_file), cache_dir=cache_dir)
     task = source.variant.task if source.variant is not None else "text-to-image"
-    wanted = plan(source.hub_id, task=task, revision=revision, access=access)
+    wanted = plan(source.hub_id, need.pipeline(task), revision=revision, access=access)
     to_fetch = check_room(wanted, access)
-    with _bars(to_fetch, wanted.size, shown=not quiet) as on_bytes:
-        folder = fetch_planned(wanted, access, check_all=True, on_bytes=on_bytes)
+    folder = fetch_planned(wanted, access, check_all=True, watch=unseen if quiet else bars)
     facts = {
         "hub_id": wanted.repo_id,
         "revision": wanted.commit,
@@ -98,31 +89,3 @@ def _token(file: Path | None) -> str | None:
     if not token or any(character.isspace() for character in token):
         raise RequestError(f"Token file {file} must hold one token and nothing else.")
     return token
-
-
-@contextmanager
-def _bars(to_fetch: int, to_check: int, *, shown: bool) -> Iterator["FetchedBytes"]:
-    """Two bars on standard error: bytes fetched and bytes checked."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("left"),
-        EstimateColumn(),
-    )
-    lock = threading.Lock()
-    with Progress(
-        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
-    ) as bar:
-        tasks = {
-            "fetched": bar.add_task("fetching", total=to_fetch, visible=to_fetch > 0),
-            "checked": bar.add_task("checking", total=to_check),
-        }
-
-        def on_bytes(what: Literal["fetched", "checked"], count: int) -> None:
-            with lock:
-                bar.advance(tasks[what], count)
-
-        yield on_bytes

@@ -16,15 +16,20 @@ from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from kandinsky5.errors import CapacityError, CheckpointError
+from kandinsky5.variants import close_hub_ids
 
-TRANSPORT_ERROR: Final = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+TRANSPORT_ERROR: Final[type[Exception]] = next(
+    base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"
+)
 """The base class of what the client's HTTP library raises; the library is another in each major version."""
 
 ANSWER_SECONDS: Final = 20
@@ -38,13 +43,13 @@ class HubAccess:
     """How to reach the hub. None means what `huggingface_hub` does by itself.
 
     Attributes:
-        token: sent to the hub; default: HF_TOKEN, or the token of `hf auth login`.
+        token: sent to the hub; default and True: HF_TOKEN, or the token of `hf auth login`; False: none.
         cache_dir: folder of the cache; default: HF_HUB_CACHE.
         endpoint: address of the hub; default: HF_ENDPOINT, or https://huggingface.co.
         local_files_only: never ask the hub, use what is in the cache.
     """
 
-    token: str | None = None
+    token: str | bool | None = None
     cache_dir: Path | None = None
     endpoint: str | None = None
     local_files_only: bool = False
@@ -87,6 +92,13 @@ def refusal(
     cause = error
     while isinstance(cause, LocalEntryNotFoundError) and isinstance(cause.__cause__, Exception):
         cause = cause.__cause__  # the client wraps what went wrong into "not found here"
+    if isinstance(cause, HFValidationError):
+        return CheckpointError(f"{repo_id!r} is neither a folder here nor a hub id such as org/name.")
+    if isinstance(cause, LocalTokenNotFoundError):
+        return CheckpointError(
+            f"token=True asks for a token to fetch {repo_id} with, and there is none here; log in (hf auth login), or "
+            "set HF_TOKEN."
+        )
     if isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return CheckpointError(absence(access, repo_id, revision))
     if isinstance(cause, HfHubHTTPError):
@@ -95,7 +107,7 @@ def refusal(
         return CheckpointError(
             f"{access.address} does not answer ({type(cause).__name__}: {_one_line(cause)}), so {repo_id} cannot be "
             "fetched; check the network, HTTPS_PROXY and HF_ENDPOINT, or fetch it elsewhere and copy the folder, and "
-            f"try again: whole files are kept. {_OTHERWISE}"
+            f"try again: what came is kept. {_OTHERWISE}"
         )
     if isinstance(cause, FileMetadataError):
         return CheckpointError(f"{access.address} does not speak the hub's protocol: {_one_line(cause)}")
@@ -117,8 +129,8 @@ def _answer(error: HfHubHTTPError, access: HubAccess, repo_id: str, revision: st
     status = _status(error)
     if isinstance(error, GatedRepoError):
         return (
-            f"{repo_id} is given only to those who accept its terms (HTTP {status}): accept them at {page}, then set "
-            "HF_TOKEN to a token of that account, or use --token-file."
+            f"{repo_id} is given only to those who accept its licence (HTTP {status}): log in and accept it at {page}, "
+            "then log in here with a token of that account (hf auth login, HF_TOKEN, or pull --token-file)."
         )
     if isinstance(error, DisabledRepoError):
         return f"{repo_id} has been disabled by the hub (HTTP {status}); see {page}."
@@ -129,9 +141,11 @@ def _answer(error: HfHubHTTPError, access: HubAccess, repo_id: str, revision: st
     if status == 401 and "Invalid credentials" in error.response.headers.get("X-Error-Message", ""):
         return f"The hub refuses the token sent for {repo_id} (HTTP 401); renew HF_TOKEN, or do without one."
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+        close = close_hub_ids(repo_id)
+        hint = f"did you mean {' or '.join(close)}? Otherwise " if close else ""
         return (
-            f"{repo_id} is not on the hub, or it is private (HTTP {status}); check the name at {page}, or set HF_TOKEN "
-            "to a token that may read it."
+            f"{repo_id} is not on the hub, or it is private (HTTP {status}); {hint}check the name at {page}, or set "
+            "HF_TOKEN to a token that may read it."
         )
     if status == 403:
         return f"The token sent may not read {repo_id} (HTTP 403); give it read access to {page}, or use another."
@@ -151,7 +165,7 @@ def _of_the_disk(error: Exception, access: HubAccess, repo_id: str) -> Checkpoin
     if number in (errno.ENOSPC, errno.EDQUOT):
         return CapacityError(
             f"The disk of {access.cache_folder} is full; free some room or name another cache (--cache-dir, "
-            "HF_HUB_CACHE) and try again: whole files are kept."
+            "HF_HUB_CACHE) and try again: what came is kept."
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         place = getattr(error, "filename", None) or access.cache_folder

@@ -4,7 +4,7 @@ In: a cache folder. Out: one record a stored revision. Refuses to know: the hub,
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 from huggingface_hub.errors import CacheNotFound
 
 from kandinsky5.hub.access import HubAccess
-from kandinsky5.hub.selection import INDEX, WEIGHT_NAMES
+from kandinsky5.hub.need import INDEX, Need, Part
+from kandinsky5.hub.selection import choose_weights
 
 PIPELINE_PREFIX = "Kandinsky5"
 """How the class names of Kandinsky 5 pipelines begin, in `model_index.json`."""
@@ -64,10 +65,10 @@ def cached(cache_dir: Path | None = None) -> list[CachedModel]:
     return found
 
 
-def stored_folder(repo_id: str, revision: str | None, cache_dir: Path) -> Path | None:
-    """The folder of a revision in the cache, whole or not; None when its index is not there."""
-    index = try_to_load_from_cache(repo_id, INDEX, cache_dir=cache_dir, revision=revision)
-    return Path(index).parent if isinstance(index, str) else None
+def stored_folder(repo_id: str, need: Need, revision: str | None, cache_dir: Path) -> Path | None:
+    """The folder of a revision in the cache, whole or not; None when its first file is not there."""
+    first = try_to_load_from_cache(repo_id, need.first, cache_dir=cache_dir, revision=revision)
+    return Path(str(first).removesuffix(need.first)) if isinstance(first, str) else None
 
 
 def pipeline_class(folder: Path) -> str | None:
@@ -76,35 +77,43 @@ def pipeline_class(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def missing_files(folder: Path) -> list[str]:
-    """What a folder in the published layout lacks by its own indexes, as relative paths; empty when it is whole.
+def missing_files(folder: Path, need: Need | None = None, coming: Collection[str] = ()) -> list[str]:
+    """What a folder lacks of what is needed (default: of a pipeline), by its own indexes, as relative paths.
 
-    Only names are looked at, so this is instant; what the files hold is for `kandinsky5 verify`.
+    Only names are looked at, so this is instant; what the files hold is for `kandinsky5 verify`. Files in `coming`
+    count as if they were there.
     """
-    index = _read_object(folder / INDEX)
-    if not index:
-        return [INDEX]
+    need = need or Need()
+    parts = need.parts
+    if need.has_index:
+        index = _read_object(folder / INDEX)
+        if not index:
+            return [INDEX]
+        parts = tuple(part for part in parts if index.get(part.folder) != [None, None])
     missing = []
-    for component, entry in index.items():
-        if not isinstance(entry, list) or None in entry:
-            continue
-        place = folder / component
-        if not place.is_dir():
-            missing.append(component)
-        elif component in WEIGHT_NAMES:
-            missing += [f"{component}/{name}" for name in _missing_weights(place, WEIGHT_NAMES[component])]
+    for part in parts:
+        names = {path.removeprefix(part.path("")) for path in coming if path.startswith(part.path(""))}
+        place = folder / part.folder
+        if place.is_dir():
+            names |= {file.name for file in place.iterdir() if file.exists()}
+        if not names:
+            missing.append(part.folder)
+        elif part.weights is not None:
+            missing += [part.path(name) for name in _missing_weights(place, names, part, need.variant)]
     return missing
 
 
-def _missing_weights(place: Path, stem: str) -> list[str]:
-    missing = [] if (place / "config.json").is_file() else ["config.json"]
-    indexes = sorted(place.glob(f"{stem}.safetensors.index*.json"))
-    for index in indexes:
-        mapped = _read_object(index).get("weight_map")
-        shards = set(mapped.values()) if isinstance(mapped, dict) else {f"(shards of {index.name})"}
-        missing += [str(shard) for shard in sorted(map(str, shards)) if not (place / shard).is_file()]
-    if not indexes and not any(place.glob(f"{stem}*.safetensors")):
-        missing.append(f"{stem}.safetensors")
+def _missing_weights(place: Path, names: Collection[str], part: Part, variant: str | None) -> list[str]:
+    missing = [] if "config.json" in names else ["config.json"]
+    weights = choose_weights(sorted(names), part, variant)
+    usual = f"{part.weights}.safetensors.index.json"
+    index = next((name for name in weights if name.endswith(".json")), usual if not weights else None)
+    if index in names:
+        mapped = _read_object(place / str(index)).get("weight_map")
+        shards = set(map(str, mapped.values())) if isinstance(mapped, dict) else {f"(shards of {index})"}
+        missing += sorted(shards - set(names))
+    elif not weights:
+        missing.append(f"{part.weights}.safetensors")
     return missing
 
 

@@ -17,7 +17,6 @@ from typing import Any, Self
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 
@@ -26,11 +25,11 @@ from kandinsky5.checkpoint.finite import check_finite
 from kandinsky5.checkpoint.safetensors_header import StoredTensor, read_header
 from kandinsky5.checkpoint.weights import TORCH_DTYPES, common_dtype, compare, read_weights, weight_names
 from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.hub import HubArguments, need
+from kandinsky5.model.arguments import check_arguments
 from kandinsky5.model.layout import check_config, implied_config
 
 logger = logging.getLogger(__name__)
-
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 _stored_dtypes: ContextVar[Mapping[str, torch.dtype]] = ContextVar(
     "stored dtypes of the load that is running"
@@ -51,14 +50,18 @@ class CheckedLoading(ModelMixin, ConfigMixin):
         `config.json`; afterwards values must be finite (what is quantised or on disk is not looked at).
 
         Raises:
-            CheckpointError (an OSError): files that are missing, damaged, pickled, or not what the config says.
-            RequestError (a ValueError): a dtype that is none, or `use_safetensors=False`.
+            CheckpointError (an OSError): files that are missing, damaged, pickled, or not what the config says; a hub
+                that refuses or is out of reach.
+            CapacityError: the disk has no room for what is fetched.
+            RequestError (a ValueError): a dtype that is none, `use_safetensors=False`, a revision of a folder, and
+                any other argument that would be ignored.
         """
+        check_arguments(kwargs, cls._get_init_keys(cls))
         kwargs["dtype"] = requested_dtype(kwargs)
         refuse_pickles(kwargs)
-        root, subfolder = Path(pretrained_model_name_or_path), kwargs.get("subfolder") or ""
-        if not root.is_dir():
-            root = _from_hub(str(pretrained_model_name_or_path), subfolder, kwargs)
+        subfolder = kwargs.get("subfolder") or ""
+        wanted = need.network(subfolder, variant=kwargs.get("variant"))
+        root = HubArguments.taken_from(kwargs).folder(str(pretrained_model_name_or_path), wanted)
         folder = root / subfolder
         stored = cls._check_folder(folder, kwargs)
         keep: dict[str, torch.dtype] = {}
@@ -191,16 +194,6 @@ def checkpoint_errors(where: str | Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{where} cannot be loaded: {reason(error)}") from error
-
-
-def _from_hub(hub_id: str, subfolder: str, arguments: Mapping[str, Any]) -> Path:
-    """The snapshot's folder with this component's config and weights."""
-    single, index = weight_names("diffusers", arguments.get("variant"))
-    names = ["config.json", single, index, single.replace(".safetensors", "-*.safetensors")]
-    prefix = f"{subfolder}/" if subfolder else ""
-    passed = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
-    with checkpoint_errors(hub_id):
-        return Path(snapshot_download(hub_id, allow_patterns=[prefix + name for name in names], **passed))
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from kandinsky5.checkpoint.document import read_object
 from kandinsky5.checkpoint.finite import check_finite
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import NATIVE_SIZES, VAE_FACTOR
+from kandinsky5.hub import HubArguments, need
+from kandinsky5.model.arguments import NETWORK_ONLY, check_arguments
 from kandinsky5.model.loading import checkpoint_errors, refuse_pickles, requested_dtype, single_file
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.callbacks import TENSOR_NAMES
@@ -129,16 +131,21 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
             kwargs: diffusers' arguments.
 
         Raises:
-            CheckpointError (an OSError): files that are missing, damaged, pickled, or not what they claim to be.
-            RequestError (a ValueError): a dtype that is none, `use_safetensors=False`, or an unknown part.
+            CheckpointError (an OSError): files that are missing, damaged, pickled, or not what they claim to be; a hub
+                that refuses or is out of reach.
+            CapacityError: the disk has no room for what is fetched.
+            RequestError (a ValueError): a dtype that is none, `use_safetensors=False`, a revision of a folder, an
+                unknown part, and any other argument that would be ignored.
         """
         check_parts(text_encoder_parts)
+        components, settings = cls._get_signature_keys(cls)
+        check_arguments(kwargs, {*components, *settings}, but=NETWORK_ONLY)
         dtype = requested_dtype(kwargs)
         refuse_pickles(kwargs)
         source = str(pretrained_model_name_or_path)
-        brought = [name for name in cls._get_signature_keys(cls)[0] if name in kwargs]
-        with checkpoint_errors(source):
-            folder = Path(source) if Path(source).is_dir() else Path(cls.download(source, **kwargs))
+        brought = [name for name in components if name in kwargs]
+        wanted = need.pipeline(cls.task, without=brought, variant=kwargs.get("variant"))
+        folder = HubArguments.taken_from(kwargs).folder(source, wanted)
         checked = check_folder(folder, brought, kwargs.get("variant"))
         if "transformer" not in brought and (config := folder / "transformer" / "config.json").is_file():
             cls.check_network(read_object(config))
