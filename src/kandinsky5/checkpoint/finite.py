@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kandinsky5.checkpoint.safetensors_header import read_header
 from kandinsky5.errors import CheckpointError
@@ -39,14 +40,21 @@ def check_finite(module: nn.Module, where: str | Path) -> None:
         CheckpointError: naming the parameter.
     """
     for name, parameter in module.named_parameters():
-        if type(parameter.data) is Tensor and not is_finite(parameter.detach()):
+        if not is_finite(parameter.data):
             raise CheckpointError(
                 f"Tensor {name!r} in {where} has values that are not finite (NaN or infinity). Fetch it again."
             )
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are numbers; a tensor without storage (meta) counts as such."""
+    """Whether all values are numbers; a tensor without storage (meta) counts as such.
+
+    Of a packed tensor (torchao's classes) the parts are looked at: a NaN or infinity among the values that were packed
+    is in their scale.
+    """
+    if is_traceable_wrapper_subclass(tensor):
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]  # type: ignore[attr-defined]
+        return all(is_finite(part) for part in parts if isinstance(part, Tensor))
     if tensor.is_meta or not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     extremes = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())

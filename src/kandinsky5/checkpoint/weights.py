@@ -5,7 +5,7 @@ read has been found whole; or what is wrong with the names and shapes, compared 
 configs, and never opens a pickle.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -155,6 +155,16 @@ def compare(
 
 def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def unpacked_dtype(stored: Mapping[str, StoredTensor], names: Collection[str]) -> torch.dtype | None:
+    """The dtype to load a quantised checkpoint in: what holds the tensors that no library packed.
+
+    Args:
+        stored: all tensors, scales and packed values among them.
+        names: those that the model itself has; a packed one may keep its name, but not a dtype of 16 bits or more.
+    """
+    return common_dtype({n: t for n, t in stored.items() if n in names and not t.dtype.startswith("F8")})
 
 
 def common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype | None:

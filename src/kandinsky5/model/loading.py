@@ -8,7 +8,7 @@ network computes.
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -23,7 +23,14 @@ from torch import nn
 from kandinsky5.checkpoint.document import read_object, reason
 from kandinsky5.checkpoint.finite import check_finite
 from kandinsky5.checkpoint.safetensors_header import StoredTensor, read_header
-from kandinsky5.checkpoint.weights import TORCH_DTYPES, common_dtype, compare, read_weights, weight_names
+from kandinsky5.checkpoint.weights import (
+    TORCH_DTYPES,
+    common_dtype,
+    compare,
+    read_weights,
+    unpacked_dtype,
+    weight_names,
+)
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.hub import HubArguments, need
 from kandinsky5.model.arguments import check_arguments
@@ -47,7 +54,7 @@ class CheckedLoading(ModelMixin, ConfigMixin):
         `variant`, `revision`, `token`, `cache_dir`, `local_files_only` and the rest. Without a dtype every tensor keeps
         the one it is stored in (unless the blocks themselves are stored in several, which cannot run together); with
         one, time embedding and modulation are float32. Before anything is loaded, files, names and shapes are held to
-        `config.json`; afterwards values must be finite (what is quantised or on disk is not looked at).
+        `config.json`; afterwards values must be finite (what is on disk is not looked at).
 
         Raises:
             CheckpointError (an OSError): files that are missing, damaged, pickled, or not what the config says; a hub
@@ -112,8 +119,7 @@ class CheckedLoading(ModelMixin, ConfigMixin):
     @classmethod
     def _widest_if_mixed(cls, stored: Mapping[str, StoredTensor], folder: Path) -> torch.dtype | None:
         """The blocks run in one dtype: the widest, with a warning, where they are stored in several; else None."""
-        float32 = set(cls._keep_in_fp32_modules or ())
-        blocks = {name: tensor for name, tensor in stored.items() if not float32 & set(name.split("."))}
+        blocks = {name: stored[name] for name in cls._block_names(stored)}
         if len({tensor.dtype for tensor in blocks.values()}) < 2:
             return None
         widest = common_dtype(blocks)
@@ -123,16 +129,17 @@ class CheckedLoading(ModelMixin, ConfigMixin):
         return widest
 
     @classmethod
-    def _check_folder(cls, folder: Path, kwargs: Mapping[str, Any]) -> dict[str, StoredTensor]:
-        """Everything that can be known without reading a tensor; what is stored."""
+    def _check_folder(cls, folder: Path, kwargs: dict[str, Any]) -> dict[str, StoredTensor]:
+        """Everything that can be known without reading a tensor; what is stored.
+
+        A quantised checkpoint that is to be loaded without a dtype gets that of the tensors that are not packed.
+        """
         file = folder / cls.config_name
         config = read_object(file)
         stored = read_weights(folder, "diffusers", kwargs.get("variant"))
         fields = cls._get_init_keys(cls)
         config.update({name: value for name, value in kwargs.items() if name in fields})
         check_config(config, stored, file)
-        if config.get("quantization_config") is not None:
-            return stored  # packed by a library that gives the tensors names and shapes of its own
         try:
             with torch.device("meta"):
                 expected = cls.from_config(config).state_dict()
@@ -140,8 +147,17 @@ class CheckedLoading(ModelMixin, ConfigMixin):
             raise CheckpointError(
                 f"{file} describes no network that can be built: {reason(error)}"
             ) from error
+        if config.get("quantization_config") is not None:  # packed by a library that names tensors itself
+            if kwargs["dtype"] is None:
+                kwargs["dtype"] = unpacked_dtype(stored, cls._block_names(expected))
+            return stored
         compare(stored, {name: tuple(tensor.shape) for name, tensor in expected.items()}, folder)
         return stored
+
+    @classmethod
+    def _block_names(cls, names: Iterable[str]) -> set[str]:
+        """Of all but what is kept in float32."""
+        return {name for name in names if not set(cls._keep_in_fp32_modules or ()) & set(name.split("."))}
 
 
 def requested_dtype(arguments: dict[str, Any]) -> Any:

@@ -37,6 +37,7 @@ from kandinsky5.pipelines.encoder_parts import (
 from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder, stored_tensors
 from kandinsky5.pipelines.processor_files import ProcessorFiles
 from kandinsky5.pipelines.published import QWEN_PROCESSORS, published_index, with_our_classes
+from kandinsky5.pipelines.quantization import check_quantization, check_quantized
 from kandinsky5.pipelines.staging import staged
 from kandinsky5.prompts import TEMPLATE_NAMES, Task
 
@@ -144,6 +145,8 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
         refuse_pickles(kwargs)
         source = str(pretrained_model_name_or_path)
         brought = [name for name in components if name in kwargs]
+        quantization = kwargs.get("quantization_config")
+        check_quantization(quantization, {"transformer", *KINDS}, brought)
         wanted = need.pipeline(cls.task, without=brought, variant=kwargs.get("variant"))
         folder = HubArguments.taken_from(kwargs).folder(source, wanted)
         checked = check_folder(folder, brought, kwargs.get("variant"))
@@ -161,6 +164,7 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
                 check_arrived(loaded, model.tensors, folder / name, KINDS[name].current_name)
         if "text_encoder" in checked.models:
             remember(pipeline.text_encoder, checked.models["text_encoder"].tensors)
+        check_quantized(pipeline, quantization)
         bring_in(pipeline.text_encoder, text_encoder_parts)  # of an encoder that was passed
         pipeline.register_to_config(_name_or_path=source)
         pipeline._keep_processor(folder, checked)

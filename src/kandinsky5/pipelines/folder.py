@@ -25,7 +25,7 @@ from transformers import (
 
 from kandinsky5.checkpoint.document import read_object, reason
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
-from kandinsky5.checkpoint.weights import Library, common_dtype, compare, read_weights
+from kandinsky5.checkpoint.weights import Library, common_dtype, compare, read_weights, unpacked_dtype
 from kandinsky5.errors import CheckpointError
 from kandinsky5.pipelines.published import NETWORK_CLASS, with_our_classes
 from kandinsky5.pipelines.stored_names import clip_name, qwen_name, vae_name
@@ -169,8 +169,6 @@ def _check_model(name: str, folder: Path, variant: str | None) -> CheckedModel:
     config = read_object(file)
     in_variant = variant is not None and next(folder.glob(f"*.{variant}*"), None) is not None
     stored = read_weights(folder, kind.library, variant if in_variant else None)
-    if config.get("quantization_config") is not None:
-        return CheckedModel(tensors=stored, dtype=common_dtype(stored), is_packed=True)
     _check_sizes(config, len(stored), file)
     if name == "vae":
         _check_vae(config, file)
@@ -186,6 +184,8 @@ def _check_model(name: str, folder: Path, variant: str | None) -> CheckedModel:
         expected.pop(kind.current_name(tied), None)
     trees = {key.partition(".")[0] for key in expected}
     renamed = _renamed(stored, kind, folder)
+    if config.get("quantization_config") is not None:  # packed by a library that names tensors itself
+        return CheckedModel(tensors=renamed, dtype=unpacked_dtype(renamed, expected), is_packed=True)
     compare(
         {
             key: tensor
