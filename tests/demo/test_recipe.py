@@ -22,9 +22,11 @@ from kandinsky5.demo.preview import draw, load_exported, save_withheld
 from kandinsky5.demo.prompt_tokens import PromptTokens
 from kandinsky5.demo.running import Running
 from kandinsky5.demo.scene_batches import CaptionedScenes
+from kandinsky5.demo.score import claims_from_json
 from kandinsky5.demo.text_to_image_training import TextToImageGradients, TextToImageRecipe, build_modules
 from kandinsky5.demo.tokenizers import load_tokenizers
 from kandinsky5.demo.train import main
+from kandinsky5.demo.withheld import compositions
 from kandinsky5.demo.world import MAX_THINGS
 from kandinsky5.errors import CheckpointError
 from kandinsky5.prompts import TEXT_TO_IMAGE
@@ -174,7 +176,9 @@ def test_withheld_scenes_are_drawn_with_what_they_claim(trained: Path, tmp_path:
         (0, 1, 1),
         (1, 0, 0),
     ]
-    assert all(len(e["claims"]["groups"]) >= 2 and e["prompt"] for e in entries)
+    questions = compositions(5)
+    assert [e["prompt"] for e in entries] == [question.text for question in questions]
+    assert [claims_from_json(e["claims"]) for e in entries] == [question.claims for question in questions]
     assert Image.open(tmp_path / "withheld-0.png").size == (128, 128)
     assert Image.open(tmp_path / "withheld-1.png").size == (128, 64)
 

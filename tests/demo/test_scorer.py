@@ -17,8 +17,9 @@ from kandinsky5.demo.claims import Claims, Group, true_relations
 from kandinsky5.demo.layout import EDGE, GAP, position_of
 from kandinsky5.demo.palette import MIN_CONTRAST, Ground, lab_distance
 from kandinsky5.demo.renderer import pack, render
-from kandinsky5.demo.score import Tally, score_all, tabulate
+from kandinsky5.demo.score import score_all
 from kandinsky5.demo.scorer import score
+from kandinsky5.demo.tables import Tally, tabulate
 from kandinsky5.demo.world import (
     COLOURS,
     GROUNDS,

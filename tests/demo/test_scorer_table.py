@@ -11,22 +11,13 @@ from PIL import Image
 
 from kandinsky5.demo.captions import describe
 from kandinsky5.demo.claims import Claims, Group, Related
-from kandinsky5.demo.failures import CELL_WIDTH, failure_grid, faults
+from kandinsky5.demo.failures import failing_cells, failure_sheet, faults
 from kandinsky5.demo.recognition import NEUTRAL, Found, Sight, look
 from kandinsky5.demo.renderer import pack, render
-from kandinsky5.demo.score import (
-    MEASURES,
-    Tally,
-    as_json,
-    as_text,
-    claims_from_json,
-    claims_to_json,
-    main,
-    read_entries,
-    score_all,
-    tabulate,
-)
+from kandinsky5.demo.score import claims_from_json, claims_to_json, main, read_entries, score_all
 from kandinsky5.demo.scorer import Report, checked
+from kandinsky5.demo.sheets import BETWEEN, CELL_WIDTH
+from kandinsky5.demo.tables import MEASURES, Tally, as_json, as_text, tabulate
 from kandinsky5.demo.world import Scene, draw_scene
 
 
@@ -219,7 +210,7 @@ def test_the_command_scores_what_a_run_left_behind(
     [wrong] = written["wrong"]
     assert wrong["caption"] == list(read_entries(withheld))[5].caption
     assert wrong["faults"][0].startswith("no ")
-    assert Image.open(tmp_path / "f.png").size[0] == 6 * CELL_WIDTH
+    assert Image.open(tmp_path / "f.png").size[0] == 6 * CELL_WIDTH + 5 * BETWEEN
 
 
 def test_a_missing_list_is_said_to_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +224,8 @@ def test_the_sheet_shows_failures_only(withheld: Path) -> None:
     images = [entry.image for entry in entries]
     reports = score_all(np.stack(images), [entry.claims for entry in entries])
     assert [bool(faults(one)) for one in reports] == [not one.whole for one in reports]
-    sheet = np.asarray(failure_grid(images, reports, [entry.caption for entry in entries], columns=2))
+    cells = failing_cells(images, reports, [entry.caption for entry in entries])
+    sheet = np.asarray(failure_sheet(cells))
     np.testing.assert_array_equal(sheet[:CELL_WIDTH, :CELL_WIDTH], images[5])
     assert (sheet[:CELL_WIDTH, CELL_WIDTH:] == 255).all(), "only one is wrong"
     assert (sheet[CELL_WIDTH:, :CELL_WIDTH] != 255).any(), "with words under it"

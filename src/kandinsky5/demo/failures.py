@@ -1,25 +1,27 @@
-"""What is wrong in a picture, in words, and a sheet of such pictures to look at.
+"""What is wrong in a picture, in words, and sheets of such pictures to look at.
 
-Comes in: pictures, reports of `scorer`, captions. Goes out: short phrases, and one PIL picture. Knows nothing of how
-things are recognised or counted.
+Comes in: pictures, reports of `scorer` or `edit_scorer`, captions. Goes out: short phrases, and one PIL picture. Knows
+nothing of how things are recognised or counted.
 """
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from kandinsky5.demo.claims import Group
+from kandinsky5.demo.edit_scorer import EditReport
 from kandinsky5.demo.recognition import Found
 from kandinsky5.demo.scorer import Report
+from kandinsky5.demo.sheets import Cell, sheet_of
 
-CELL_WIDTH = 256
-TEXT_HEIGHT = 92
-LINE_HEIGHT = 13
-LINE_LENGTH = 44
-"""Characters of text across a cell."""
+MOST = 60
+"""Cells on a sheet."""
+COLUMNS = 6
+"""Pictures across it."""
+LINES = 7
+"""Lines of words under each."""
 
 
 def faults(report: Report) -> list[str]:
@@ -48,29 +50,40 @@ def faults(report: Report) -> list[str]:
     return found + [f"extra {_seen(things[index])}" for index in report.extra]
 
 
-def failure_grid(
-    images: Sequence[NDArray[np.uint8]],
-    reports: Sequence[Report],
-    captions: Sequence[str],
-    *,
-    columns: int = 6,
-    most: int = 60,
-) -> Image.Image:
-    """The first `most` pictures that are not wholly right, with caption and faults under each, as one RGB picture."""
-    wrong = [index for index, report in enumerate(reports) if not report.whole][:most]
-    height = CELL_WIDTH + TEXT_HEIGHT
-    rows = max(-(-len(wrong) // columns), 1)
-    sheet = Image.new("RGB", (columns * CELL_WIDTH, rows * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=11)
-    for place, index in enumerate(wrong):
-        x, y = place % columns * CELL_WIDTH, place // columns * height
-        sheet.paste(Image.fromarray(images[index]).resize((CELL_WIDTH, CELL_WIDTH)), (x, y))
-        lines = [(line, "black") for line in textwrap.wrap(captions[index], LINE_LENGTH)[:4]]
-        lines += [(line, "red") for line in textwrap.wrap("; ".join(faults(reports[index])), LINE_LENGTH)]
-        for number, (line, colour) in enumerate(lines[: TEXT_HEIGHT // LINE_HEIGHT]):
-            draw.text((x + 3, y + CELL_WIDTH + 1 + number * LINE_HEIGHT), line, fill=colour, font=font)
-    return sheet
+def edit_faults(report: EditReport) -> list[str]:
+    """What is wrong in an edit: what was not done, then what else changed."""
+    return [*report.undone, *report.lost]
+
+
+def failing_cells(
+    images: Sequence[NDArray[np.uint8]], reports: Sequence[Report], captions: Sequence[str]
+) -> list[Cell]:
+    """The pictures that are not wholly right, with caption and faults."""
+    return [
+        Cell(pictures=(image,), text=caption, remark="; ".join(faults(report)))
+        for image, report, caption in zip(images, reports, captions, strict=True)
+        if not report.whole
+    ]
+
+
+def failing_edit_cells(
+    sources: Sequence[NDArray[np.uint8]],
+    results: Sequence[NDArray[np.uint8]],
+    reports: Sequence[EditReport],
+    instructions: Sequence[str],
+) -> list[Cell]:
+    """The edits that are not wholly right, source beside result, with instruction and faults."""
+    return [
+        Cell(pictures=(source, result), text=text, remark="; ".join(edit_faults(report)))
+        for source, result, report, text in zip(sources, results, reports, instructions, strict=True)
+        if not report.whole
+    ]
+
+
+def failure_sheet(cells: Sequence[Cell], *, most: int = MOST) -> Image.Image:
+    """The first `most` of these as one RGB picture."""
+    columns = COLUMNS // max((len(cell.pictures) for cell in cells), default=1)
+    return sheet_of(cells[:most], columns=columns, lines=LINES)
 
 
 def _claimed(group: Group) -> str:

@@ -4,8 +4,8 @@ Comes in: a published-layout folder, drawn from by the pipeline that everybody u
 that a scorer checks them against. It refuses to know how pictures are scored.
 """
 
+import itertools
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,37 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kandinsky5.demo.captions import describe
-from kandinsky5.demo.world import draw_scene
+from kandinsky5.demo.pictures import GRID_PROMPTS
+from kandinsky5.demo.sampling import Sampling, draw_prompts
+from kandinsky5.demo.withheld import composed_scenes
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
-
-GRID_PROMPTS = (
-    "a red circle to the left of a blue square",
-    "a large blue circle",
-    "three small yellow triangles",
-    "a green star above a red ring",
-    "two black lines and a yellow circle",
-    "a white square on a black ground",
-    "a small white circle on a pale blue ground",
-    "an orange half-circle below a purple cross",
-    "four green squares",
-    "five red circles",
-    "a striped blue triangle",
-    "an outlined red square next to a solid yellow star",
-    "a black circle in the centre",
-    "a red triangle in the top left corner",
-    "a blue ring in the bottom right corner",
-    "two yellow stars above three blue circles",
-    "a large purple square to the right of a small green circle",
-    "a composition of a red line, a blue circle and a yellow triangle",
-    "a brown half-circle and a pink star",
-    "one tiny red square and one huge black ring",
-    "a green circle, a red square and a blue star on a yellow ground",
-    "A yellow circle!",
-    "red square left, blue circle right",
-    "a photograph of a cat",
-)
-"""What a person might type, from one thing to four, and one sentence from outside the world."""
 
 
 def load_exported(folder: Path, device: torch.device) -> Kandinsky5T2IPipeline:
@@ -57,16 +30,10 @@ def load_exported(folder: Path, device: torch.device) -> Kandinsky5T2IPipeline:
 def draw(
     pipeline: Kandinsky5T2IPipeline, prompts: Sequence[str], *, steps: int, guidance: float, seed: int
 ) -> Tensor:
-    """Pictures (B, 3, S, S) in [0, 1]; the noise of row i depends on `seed` and i alone."""
-    (pictures,) = pipeline(
-        list(prompts),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=[torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(len(prompts))],
-        output_type="pt",
-        return_dict=False,
-    )
-    return pictures
+    """Pictures (B, 3, S, S) in [0, 1], drawn at once; the noise of row i depends on `seed` and i alone."""
+    sampling = Sampling(steps=steps, guidance=guidance, seed=seed, batch=len(prompts))
+    drawn = [torch.from_numpy(picture) for picture in draw_prompts(pipeline, prompts, sampling)]
+    return torch.stack(drawn).permute(0, 3, 1, 2) / 255
 
 
 def save_grid(pipeline: Kandinsky5T2IPipeline, path: Path, *, steps: int, guidance: float, seed: int) -> None:
@@ -85,12 +52,10 @@ def save_withheld(
     seed: int,
     columns: int = 10,
 ) -> None:
-    """Draw `count` scenes of withheld pairs only: sheets `withheld-N.png` of `columns` squared pictures, and
-    `withheld.json`, a list of {"sheet", "row", "column", "prompt", "claims", "scene"} in the order of the scenes.
+    """Draw the first `count` withheld compositions: sheets `withheld-N.png` of `columns` squared pictures, and
+    `withheld.json`, a list of {"sheet", "row", "column", "prompt", "claims", "scene"} in their order.
     """
-    rng = random.Random(f"withheld {seed}")
-    scenes = [draw_scene(rng, split="withheld") for _ in range(count)]
-    captions = [describe(scene, rng) for scene in scenes]
+    _, scenes, captions = zip(*itertools.islice(composed_scenes(), count), strict=True)
     folder.mkdir(parents=True, exist_ok=True)
     entries, a_sheet = [], columns * columns
     for first in range(0, count, a_sheet):

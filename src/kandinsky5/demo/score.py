@@ -8,7 +8,7 @@ what `scorer` decides, and decides nothing itself.
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kandinsky5.demo.claims import Claims, Group
-from kandinsky5.demo.failures import failure_grid, faults
+from kandinsky5.demo.failures import failing_cells, failure_sheet, faults
 from kandinsky5.demo.scorer import Report, score
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """`right` of `cases`."""
-
-    right: int = 0
-    cases: int = 0
-
-    @property
-    def share(self) -> float | None:
-        """In [0, 1]; None without cases."""
-        return self.right / self.cases if self.cases else None
+from kandinsky5.demo.tables import as_json, as_text, tabulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,56 +32,9 @@ class Entry:
     claims: Claims
 
 
-MEASURES: dict[str, str] = {
-    "objects": "claimed things with everything claimed of them",
-    "counts": "groups with exactly as many of that colour and shape",
-    "relations": "relations between what was drawn for the groups",
-    "positions": "named places",
-    "ground": "grounds, named or neutral",
-    "whole": "pictures with all of it and nothing else",
-    "found": "claimed things with the right colour or shape",
-    "colours": "colours of things found",
-    "shapes": "shapes of things found",
-    "fills": "fills of things found",
-    "sizes": "named sizes of things found",
-    "counts of several": "counts of two and more",
-    "relations, strictly": "relations between groups of right colour and shape",
-    "named grounds": "grounds that the caption names",
-    "nothing extra": "pictures without things that nobody claimed",
-}
-"""The rows of the table: the scores first, then what helps to see why."""
-
-
 def score_all(images: Iterable[NDArray[np.uint8]], claims: Iterable[Claims]) -> list[Report]:
     """Score pictures (S, S, 3) uint8, or one array (N, S, S, 3), against their claims. ValueError: not as many."""
     return [score(image, said) for image, said in zip(images, claims, strict=True)]
-
-
-def tabulate(reports: Sequence[Report]) -> dict[str, Tally]:
-    """Tallies over all pictures, by the keys of `MEASURES`."""
-    outcomes: dict[str, list[bool]] = {name: [] for name in MEASURES}
-    for report in reports:
-        for name, right in _outcomes(report):
-            outcomes[name].append(right)
-    return {name: Tally(right=sum(rights), cases=len(rights)) for name, rights in outcomes.items()}
-
-
-def as_text(table: Mapping[str, Tally]) -> str:
-    """The table for people, a line a measure."""
-    lines = [
-        f"{name:<20}{'-' if tally.share is None else f'{tally.share:.1%}':>7}"
-        f"  {tally.right:>5} of {tally.cases:<5}  {MEASURES[name]}"
-        for name, tally in table.items()
-    ]
-    return "\n".join(lines)
-
-
-def as_json(table: Mapping[str, Tally]) -> dict[str, dict[str, float | int | None]]:
-    """The table for programs."""
-    return {
-        name: {"right": tally.right, "cases": tally.cases, "share": tally.share}
-        for name, tally in table.items()
-    }
 
 
 def claims_to_json(claims: Claims) -> dict[str, Any]:
@@ -153,36 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if options.failures:
         captions = [entry.caption for entry in entries]
-        failure_grid([entry.image for entry in entries], reports, captions).save(options.failures)
-
-
-def _outcomes(report: Report) -> Iterator[tuple[str, bool]]:
-    """Every judgement in a report, by the measure it belongs to."""
-    for check in report.objects:
-        group = report.claims.groups[check.group]
-        yield "objects", check.right
-        yield "found", check.found is not None
-        if check.found is not None:
-            yield "shapes", check.shape
-            yield "fills", check.fill
-            if group.colour is not None:
-                yield "colours", check.colour
-            if group.size is not None:
-                yield "sizes", check.size
-    for group, (right, _) in zip(report.claims.groups, report.counts, strict=True):
-        yield "counts", right
-        if group.count > 1:
-            yield "counts of several", right
-    for relation in report.relations:
-        yield "relations", relation.right
-        yield "relations, strictly", relation.right and relation.sure
-    for _, right in report.positions:
-        yield "positions", right
-    yield "ground", report.ground
-    if report.claims.ground is not None:
-        yield "named grounds", report.ground
-    yield "nothing extra", not report.extra
-    yield "whole", report.whole
+        cells = failing_cells([entry.image for entry in entries], reports, captions)
+        failure_sheet(cells).save(options.failures)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""Pictures with words under them, many on one sheet, to look at.
+
+Comes in: cells of one or more pictures, a text, and remarks. Goes out: one PIL picture. Knows nothing of what the
+pictures show.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+CELL_WIDTH = 256
+LINE_HEIGHT = 13
+LINE_LENGTH = 44
+"""Characters of text across one picture."""
+BETWEEN = 4
+"""Pixels between the pictures of one cell."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cell:
+    """Pictures (S, S, 3) uint8 side by side, a text under them, and a remark in red."""
+
+    pictures: tuple[NDArray[np.uint8], ...]
+    text: str
+    remark: str = ""
+
+
+def sheet_of(cells: Sequence[Cell], *, columns: int, lines: int) -> Image.Image:
+    """An RGB picture of all cells, row by row, with room for so many lines of words; longer texts are cut.
+
+    Cells hold as many pictures each; a sheet without cells is one empty row.
+    """
+    pictures = max((len(cell.pictures) for cell in cells), default=1)
+    width = pictures * CELL_WIDTH + (pictures - 1) * BETWEEN
+    height = CELL_WIDTH + lines * LINE_HEIGHT + 2
+    rows = max(-(-len(cells) // columns), 1)
+    sheet = Image.new("RGB", (columns * (width + BETWEEN) - BETWEEN, rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=11)
+    for place, cell in enumerate(cells):
+        x, y = place % columns * (width + BETWEEN), place // columns * height
+        for number, picture in enumerate(cell.pictures):
+            at = (x + number * (CELL_WIDTH + BETWEEN), y)
+            sheet.paste(Image.fromarray(picture).resize((CELL_WIDTH, CELL_WIDTH)), at)
+        across = LINE_LENGTH * pictures
+        # At least one line is left to the remark.
+        words = [(line, "black") for line in textwrap.wrap(cell.text, across)[: lines - bool(cell.remark)]]
+        words += [(line, "red") for line in textwrap.wrap(cell.remark, across)]
+        for number, (line, colour) in enumerate(words[:lines]):
+            draw.text((x + 3, y + CELL_WIDTH + 1 + number * LINE_HEIGHT), line, fill=colour, font=font)
+    return sheet
