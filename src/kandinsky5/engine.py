@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from kandinsky5.errors import CapacityError
+from kandinsky5.placement import is_out_of_memory
 from kandinsky5.records import GeneratedImage
 from kandinsky5.request import ImageRequest, choose_seed
 from kandinsky5.version import __version__
@@ -119,8 +120,3 @@ class Engine:
             "device": self._device().type,
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
         }
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or this machine, has no memory left. Torch has no class for the CPU's."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -82,6 +82,11 @@ def free_memory(device: torch.device) -> int | None:
     return min(amounts, default=None)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left. Torch has no class for the CPU's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def _available_to_machine() -> int | None:
     """Linux's own estimate, without swap."""
     table = _numbers(Path("/proc/meminfo"))

@@ -27,10 +27,10 @@ def test_options_reach_the_engine(command: CommandLine, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     options = (
-        "--size 128x32 --steps 9 --guidance 1.5 --negative blur --seed 5 -n 2 --device cpu --dtype float32"
+        "--size 128x32 --steps 9 --guidance 1.5 --negative blur --seed 5 -n 2 --device cpu --precision fp32"
     )
     assert command("generate", "a red circle", *options.split(), "--model", str(model)).code == 0
-    assert command.opened == [(str(model), "cpu", "float32")]
+    assert command.opened == [(str(model), "cpu", "fp32")]
     asked = {
         "width": 128,
         "height": 32,
@@ -162,7 +162,7 @@ def test_a_model_named_by_a_strangers_picture_is_not_fetched(command: CommandLin
         (["a star", "-n", "0"], "count 0"),
         (["a star", "--seed", "-1"], "seed -1"),
         (["a star", "--model", "nothing"], "t2i-lite-sft"),
-        (["a star", "--dtype", "int8"], "bfloat16"),
+        (["a star", "--precision", "int8"], "bf16"),
         (["a star", "-o", "star.gif"], ".png, .jpg"),
         (["a star", "-o", "star"], "slash"),
         (["a star", "-o", "star.png", "--format", "jpg"], "--format says jpg"),

@@ -23,7 +23,7 @@ def folder(saved_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_prompt_becomes_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["generate", "a red circle", "--model", str(folder), "--device", "cpu", "--dtype", "float32"]
+    arguments = ["generate", "a red circle", "--model", str(folder), "--device", "cpu", "--precision", "fp32"]
     assert run([*arguments, "-o", "a.png", "--seed", "5"]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("a.png\tseed 5\t") and captured.err == ""
@@ -36,14 +36,27 @@ def test_a_prompt_becomes_a_picture(folder: Path, capsys: pytest.CaptureFixture[
         assert first.tobytes() == again.tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
-def test_the_dtype_is_followed_and_stored(folder: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("precision", "dtypes"), [("bf16", ["bfloat16"]), ("auto", ["bfloat16", "float32"])])
+def test_the_precision_is_followed_and_stored(folder: Path, precision: str, dtypes: list[str]) -> None:
     assert (
-        run(["generate", "a", "--model", str(folder), "--device", "cpu", "--dtype", dtype, "-o", "a.png"])
+        run(
+            [
+                "generate",
+                "a",
+                "--model",
+                str(folder),
+                "--device",
+                "cpu",
+                "--precision",
+                precision,
+                "-o",
+                "a.png",
+            ]
+        )
         == 0
     )
     stored = read_provenance(Path("a.png")).software["dtype"]
-    assert stored == dtype if dtype != "auto" else stored in ("bfloat16", "float32")
+    assert stored in dtypes
 
 
 def cut(path: Path) -> None:
@@ -91,7 +104,7 @@ def test_control_c_ends_with_130_and_no_half_file(folder: Path, tmp_path: Path) 
     """A process of its own, interrupted while it draws the second of many prompts."""
     (tmp_path / "prompts.txt").write_text("a red circle\n" * 500)
     arguments = (
-        f"generate --from-file prompts.txt -o out/ --model {folder} --device cpu --dtype float32".split()
+        f"generate --from-file prompts.txt -o out/ --model {folder} --device cpu --precision fp32".split()
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "kandinsky5", *arguments],
@@ -119,7 +132,7 @@ def test_a_reader_that_leaves_early_is_no_traceback(folder: Path, tmp_path: Path
     (tmp_path / "prompts.txt").write_text("a red circle\n" * 40)
     done = subprocess.run(
         f"{sys.executable} -m kandinsky5 generate --from-file prompts.txt -o out/ --model {folder} "
-        "--device cpu --dtype float32 --steps 1 | head -n 1",
+        "--device cpu --precision fp32 --steps 1 | head -n 1",
         shell=True,
         capture_output=True,
         text=True,

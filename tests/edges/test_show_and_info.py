@@ -2,7 +2,9 @@
 
 import json
 import platform
+import re
 
+import pytest
 import torch
 
 import kandinsky5
@@ -32,12 +34,28 @@ def test_info_says_what_this_machine_would_do(command: CommandLine) -> None:
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["versions"]["python"] == platform.python_version()
     cpu = next(device for device in facts["devices"] if device["name"] == "cpu")
-    if facts["auto"]["device"] == "cpu":
-        assert facts["auto"]["dtype"] == ("bfloat16" if cpu["fast_bfloat16"] else "float32")
+    if facts["chosen"]["device"] == "cpu":
+        assert facts["chosen"]["dtype"] == ("bfloat16" if cpu["fast_bfloat16"] else "float32")
+        assert facts["chosen"]["free_bytes"] > 0
     assert [model["name"] for model in facts["models"]][:2] == ["embedded", "t2i-lite-sft"]
     text = command("info").out
-    for word in (torch.__version__, facts["auto"]["dtype"], facts["attention"], "t2i-lite-pretrain", "29 GB"):
+    for word in (
+        torch.__version__,
+        facts["chosen"]["dtype"],
+        facts["attention"],
+        "t2i-lite-pretrain",
+        "29 GB",
+    ):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")]
+)
+def test_info_shows_what_options_would_do(command: CommandLine, precision: str, dtype: str) -> None:
+    done = command("info", "--device", "cpu", "--precision", precision)
+    assert done.code == 0 and re.search(rf"chosen +cpu, {dtype}, \d+\.\d GB free", done.out)
+    assert command("info", "--precision", "int4").code == command("info", "--device", "tpu").code == 2
 
 
 def test_version_and_help(command: CommandLine) -> None:

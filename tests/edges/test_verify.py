@@ -1,5 +1,6 @@
 """`kandinsky5 verify`: what passes, and which check finds which damage."""
 
+import copy
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from kandinsky5 import verification
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.variants import VARIANTS
+from kandinsky5.verification import agreement
 from tests.pipelines.conftest import editing_network
 
 from .conftest import CommandLine
@@ -21,7 +23,7 @@ from .conftest import CommandLine
 __all__ = ["editing_network"]
 
 CHECKS = [name for name, _, _ in verification.CHECKS]
-RUN = ["--device", "cpu", "--dtype", "float32"]
+RUN = ["--device", "cpu", "--precision", "fp32"]
 
 
 def outcomes(folder: Path, **arguments: Any) -> dict[str, verification.Finding]:
@@ -172,8 +174,99 @@ def test_a_network_that_computes_something_else_is_found(
     )
     found = outcomes(Path(saved_folder), device="cpu", dtype="float32")
     assert found["forward pass"].outcome == "failed"
-    assert "from diffusers'; 0.02 is allowed" in found["forward pass"].figure
+    assert "of diffusers in float32 0.0e+00; 0.01 is allowed" in found["forward pass"].figure
     assert found["picture"].outcome == "skipped"
+
+
+def relative(figure: str) -> tuple[float, float, float]:
+    """Our distance, diffusers', and what ours may be, out of the figure of a forward pass."""
+    ours, theirs, limit = map(float, re.findall(r"\d\.?\d*e[+-]\d+", figure))
+    return ours, theirs, limit
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_low_precision_is_measured_by_what_it_does_to_diffusers(saved_folder: str, precision: str) -> None:
+    finding = outcomes(Path(saved_folder), device="cpu", dtype=precision)["forward pass"]
+    assert finding.outcome == "ok", finding.figure
+    ours, theirs, limit = relative(finding.figure)
+    assert 0 < ours < limit and limit == pytest.approx(1.5 * theirs + 0.01, rel=0.05)
+    assert 0 < theirs < 0.1
+
+
+def test_the_yardstick_is_diffusers_network_in_float32(saved_folder: str, components: dict[str, Any]) -> None:
+    """Widened block by block it is the network that is float32 from the start, and nothing of ours has changed."""
+    network = components["transformer"]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = agreement.measure(network)
+    assert found.theirs == 0.0 < found.ours < 0.01
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    halved = copy.deepcopy(network).to(torch.bfloat16)
+    rounded = copy.deepcopy(halved).float()
+    inputs = {
+        name: value.to(torch.bfloat16).float() if name in agreement._ROUNDED else value
+        for name, value in agreement._inputs(network).items()
+    }
+    with torch.inference_mode():
+        truth = agreement._peer(rounded)(**inputs).sample
+        widened = agreement._in_float32(agreement._peer(halved))(**inputs).sample
+    assert torch.equal(truth, widened)
+
+
+def test_a_wrong_network_is_found_in_low_precision(
+    saved_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Kandinsky5Transformer3DModel._time_vector
+    monkeypatch.setattr(
+        Kandinsky5Transformer3DModel, "_time_vector", lambda self, t, pooled: original(self, t / 1000, pooled)
+    )
+    assert outcomes(Path(saved_folder), device="cpu", dtype="bf16")["forward pass"].outcome == "failed"
+
+
+def test_rounding_that_hides_everything_proves_nothing(
+    saved_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kandinsky5.verification.checks.MEANINGLESS", 1e-6)
+    found = outcomes(Path(saved_folder), device="cpu", dtype="bf16")
+    assert (
+        found["forward pass"].outcome == "skipped" and "try --precision fp32" in found["forward pass"].figure
+    )
+
+
+def test_no_room_is_known_before_loading_and_ends_with_4(
+    command: CommandLine, saved_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr("kandinsky5.loading.free_memory", lambda device: 100_000)
+    monkeypatch.setattr("kandinsky5.loading.Kandinsky5T2IPipeline.from_pretrained", loaded)
+    done = command("verify", saved_folder, *RUN)
+    assert done.code == 4 and len(done.err.splitlines()) == 1
+    assert "no check failed, but loading has no room: The weights of" in done.err
+    assert re.search(r"need \d\.\d GB in float32 on cpu, where 0\.0 GB are free; bfloat16", done.err)
+    assert (
+        "loading           no room" in done.out and "forward pass      skipped  loading: no room" in done.out
+    )
+    assert command("verify", saved_folder, "--files").code == 0
+    assert json.loads(command("verify", saved_folder, *RUN, "--json").out)["ok"] is False
+
+
+def test_memory_that_ends_in_a_check_is_no_failure(
+    saved_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, *arguments: object, **keywords: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Kandinsky5Transformer3DModel, "forward", full)
+    found = outcomes(Path(saved_folder), device="cpu", dtype="float32")
+    assert (found["forward pass"].outcome, found["picture"].outcome) == ("no room", "skipped")
+
+
+def test_a_device_that_is_none_says_nothing_of_the_checkpoint(
+    command: CommandLine, saved_folder: str
+) -> None:
+    done = command("verify", saved_folder, "--device", "gpu")
+    assert done.code == 2 and "'gpu'" in done.err and done.out == ""
 
 
 def test_what_is_not_here_is_not_fetched(command: CommandLine) -> None:

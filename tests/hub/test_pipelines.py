@@ -14,9 +14,10 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save
 
+from kandinsky5.cli.app import run
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.hub import HubAccess
-from kandinsky5.loading import load_pipeline
+from kandinsky5.loading import load_pipeline, memory_needed
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
 from tests.pipelines.conftest import components, saved_folder
@@ -303,3 +304,38 @@ def test_a_killed_from_pretrained_goes_on(hub: Hub, tmp_path: Path, files: dict[
     access = HubAccess(cache_dir=cache, endpoint=hub.address)
     assert load_pipeline(REPO, device="cpu", access=access) is not None
     assert any(r.range and r.status == 206 for r in hub.requests)
+
+
+def test_verify_looks_at_the_cache_and_asks_nobody(
+    hub: Hub, at: str, files: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", REPO, "--cache-dir", at]) == 3
+    assert f"kandinsky5 pull {REPO} fetches it" in capsys.readouterr().err
+    assert hub.requests == []
+    assert run(["pull", REPO, "--cache-dir", at]) == 0
+    capsys.readouterr()
+    hub.requests.clear()
+    assert run(["verify", REPO, "--cache-dir", at, "--device", "cpu", "--precision", "fp32"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" ok ") == 9 and "failed" not in out
+    assert hub.requests == []
+    blob = next(Path(at).rglob("vae/*.safetensors")).resolve()
+    blob.write_bytes(blob.read_bytes()[:-9])
+    assert run(["verify", REPO, "--cache-dir", at]) == 3
+    assert "does not pass: other components" in capsys.readouterr().err
+
+
+def test_memory_is_looked_at_before_anything_is_loaded(
+    saved_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = memory_needed(Path(saved_folder), torch.bfloat16)
+    stored = {n: t for p in Path(saved_folder).rglob("*.safetensors") for n, t in load_file(p).items()}
+    vision = sum(2 * tensor.numel() for name, tensor in stored.items() if ".visual." in f".{name}")
+    assert needed == sum(2 * tensor.numel() for tensor in stored.values()) - vision and vision > 0
+    assert memory_needed(Path(saved_folder), torch.float32) == 2 * needed
+    monkeypatch.setattr("kandinsky5.loading.free_memory", lambda device: needed - 1)
+    with pytest.raises(CapacityError, match=r"need 0\.\d GB in bfloat16 on cpu, where 0\.\d GB are free"):
+        load_pipeline(saved_folder, device="cpu", dtype="bf16")
+    for enough in (needed, None):
+        monkeypatch.setattr("kandinsky5.loading.free_memory", lambda device, enough=enough: enough)
+        assert load_pipeline(saved_folder, device="cpu", dtype="bf16") is not None

@@ -23,7 +23,7 @@ OPTIONS = {
         "--from-file",
         "--like",
         "--device",
-        "--dtype",
+        "--precision",
         "--format",
         "--quality",
         "--overwrite",
@@ -31,9 +31,9 @@ OPTIONS = {
         "--json",
     ],
     "show": ["file", "--json"],
-    "info": ["--json"],
+    "info": ["--device", "--precision", "--json"],
     "models": ["--cache-dir", "--json"],
-    "verify": ["model", "--files", "--device", "--dtype", "--cache-dir", "--quiet -q", "--json"],
+    "verify": ["model", "--files", "--device", "--precision", "--cache-dir", "--quiet -q", "--json"],
     "pull": ["model", "--revision", "--token-file", "--cache-dir", "--quiet -q", "--json"],
 }
 

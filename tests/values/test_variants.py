@@ -63,7 +63,7 @@ def test_anything_else_is_refused_with_what_would_work(text: str) -> None:
 
 
 def test_mistyped_names_get_close_matches() -> None:
-    with pytest.raises(RequestError, match=r"Did you mean t2i-lite-sft\?"):
+    with pytest.raises(RequestError, match="Did you mean t2i-lite-sft"):
         resolve_model("t2i-lite-stf")
     with pytest.raises(RequestError) as caught:
         resolve_model("zzz")

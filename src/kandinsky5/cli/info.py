@@ -1,7 +1,7 @@
 """`kandinsky5 info`: what this machine and this installation would do.
 
-In: nothing. Out: versions, devices, the choices "auto" stands for, and the models known, on standard output. Refuses to
-know: how those choices are made; it asks the code that makes them.
+In: the options that place a model. Out: versions, devices, where and in which dtype a model would run, and the models
+known, on standard output. Refuses to know: how those choices are made; it asks the code that makes them.
 """
 
 import json
@@ -11,23 +11,28 @@ from typing import Annotated, Any
 
 import typer
 
+from kandinsky5.cli import options
 from kandinsky5.variants import VARIANTS, Variant, embedded_folder
 from kandinsky5.version import __version__
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub", "peft")
 
 
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Print versions, devices, kernels and the models known."""
-    facts = describe()
+def info(
+    device: options.Device = "auto",
+    dtype: options.Dtype = options.Precision.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print versions, devices, kernels, the models known, and where a model would run with these options."""
+    facts = describe(device, dtype.value)
     typer.echo(json.dumps(facts) if as_json else _as_text(facts))
 
 
-def describe() -> dict[str, Any]:
+def describe(device: str = "auto", precision: str = "auto") -> dict[str, Any]:
     """Everything `info` prints, as a JSON object. Imports torch, downloads nothing."""
-    from kandinsky5.placement import resolve_device, resolve_dtype
+    from kandinsky5.placement import free_memory, resolve_device, resolve_dtype
 
-    device = resolve_device()
+    chosen = resolve_device(device)
     return {
         "versions": {
             "kandinsky5": __version__,
@@ -36,10 +41,14 @@ def describe() -> dict[str, Any]:
             **{name: _version(name) for name in LIBRARIES},
         },
         "devices": _devices(),
-        "auto": {"device": str(device), "dtype": str(resolve_dtype("auto", device)).removeprefix("torch.")},
+        "chosen": {
+            "device": str(chosen),
+            "dtype": str(resolve_dtype(precision, chosen)).removeprefix("torch."),
+            "free_bytes": free_memory(chosen),
+        },
         "attention": _attention_backend(),
         "kernels": "eager",
-        "models": [_model(variant) for variant in VARIANTS],
+        "models": _models(),
     }
 
 
@@ -78,13 +87,16 @@ def _attention_backend() -> str:
     return str(DIFFUSERS_ATTN_BACKEND)
 
 
-def _model(variant: Variant) -> dict[str, Any]:
-    from huggingface_hub import try_to_load_from_cache
+def _models() -> list[dict[str, Any]]:
+    """The known checkpoints, and whether all files of one are here."""
+    from kandinsky5.hub import cached
 
-    if variant.hub_id is None:
-        here = (embedded_folder() / "model_index.json").is_file()
-    else:
-        here = isinstance(try_to_load_from_cache(variant.hub_id, "model_index.json"), str)
+    whole = {entry.repo_id for entry in cached() if not entry.missing}
+    return [_model(variant, whole) for variant in VARIANTS]
+
+
+def _model(variant: Variant, whole: set[str]) -> dict[str, Any]:
+    here = variant.hub_id in whole if variant.hub_id else (embedded_folder() / "model_index.json").is_file()
     return {
         "name": variant.name,
         "hub_id": variant.hub_id,
@@ -103,7 +115,9 @@ def _as_text(facts: dict[str, Any]) -> str:
         memory = f", {device['memory_bytes'] / 2**30:.0f} GiB" if "memory_bytes" in device else ""
         threads = f", {device['threads']} threads" if "threads" in device else ""
         lines.append(f"device {device['name']:<9} {device.get('hardware', '')}{memory}{threads}, {speed}")
-    lines.append(f"{'chosen (auto)':<16} {facts['auto']['device']}, {facts['auto']['dtype']}")
+    chosen = facts["chosen"]
+    free = f", {chosen['free_bytes'] / 1e9:.1f} GB free" if chosen["free_bytes"] is not None else ""
+    lines.append(f"{'chosen':<16} {chosen['device']}, {chosen['dtype']}{free}")
     lines.append(f"{'attention':<16} {facts['attention']}")
     lines.append(f"{'kernels':<16} {facts['kernels']}")
     lines.append("")

@@ -1,4 +1,4 @@
-"""From the words `--model`, `--device` and `--dtype` to an engine.
+"""From the words `--model`, `--device` and `--precision` to an engine.
 
 In: the three options. Out: an `Engine`. Torch is imported here and not earlier. Refuses to know: requests, pictures.
 """
@@ -31,8 +31,9 @@ def open_engine(model: str, device: str, dtype: str) -> "Engine":
         for library in (diffusers_logging, transformers_logging):
             library.set_verbosity_error()
             library.disable_progress_bar()
-    from kandinsky5.engine import Engine, is_out_of_memory
+    from kandinsky5.engine import Engine
     from kandinsky5.loading import load_pipeline
+    from kandinsky5.placement import is_out_of_memory
 
     try:
         pipeline = load_pipeline(model, device=device, dtype=dtype)
@@ -40,7 +41,7 @@ def open_engine(model: str, device: str, dtype: str) -> "Engine":
         if not is_out_of_memory(error):
             raise
         raise CapacityError(
-            f"{source.name} does not fit into the memory of device {device}; try --dtype bfloat16, or --device cpu."
+            f"{source.name} does not fit into the memory of device {device}; try --precision bf16, or --device cpu."
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return Engine(pipeline, source=source.name)

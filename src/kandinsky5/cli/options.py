@@ -14,12 +14,12 @@ from kandinsky5.variants import VARIANTS
 
 
 class Precision(StrEnum):
-    """The dtype the weights are run in."""
+    """The dtype the weights are run in; `kandinsky5.placement` says what auto stands for."""
 
     auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
 
 
 Prompt = Annotated[
@@ -63,7 +63,7 @@ Like = Annotated[
     Option(metavar="PICTURE", help="Start from the request stored in a picture; other options change it."),
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[Precision, Option(help="Precision of the weights.")]
+Dtype = Annotated[Precision, Option("--precision", help="Dtype the weights are run in.")]
 Format = Annotated[PictureFormat | None, Option("--format", help="Default: by the suffix of -o, else png.")]
 Quality = Annotated[int | None, Option(min=1, max=100, help="Of jpg and webp. Default: 92.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace files that are there.")]

@@ -1,7 +1,7 @@
 """`kandinsky5 verify MODEL`: whether a checkpoint works, check by check.
 
 In: a name, folder or hub id that is on this machine. Out: a table on standard output; CheckpointError when a check
-failed. Refuses to know: what is checked.
+failed, CapacityError when one found no room. Refuses to know: what is checked.
 """
 
 import json
@@ -19,13 +19,13 @@ from kandinsky5.cli import options
 from kandinsky5.cli.models import WIDTH_OF_FILES
 from kandinsky5.cli.progress import waiting
 from kandinsky5.cli.pull import CacheDir, quieten_client
-from kandinsky5.errors import CheckpointError
+from kandinsky5.errors import CapacityError, CheckpointError
 from kandinsky5.variants import ModelSource, resolve_model
 
 if TYPE_CHECKING:
     from kandinsky5.verification import Finding
 
-STYLES = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
+STYLES = {"ok": "green", "failed": "bold red", "no room": "bold yellow", "skipped": "yellow"}
 
 
 def verify(
@@ -42,14 +42,16 @@ def verify(
 ) -> None:
     """Check a checkpoint: files, config, tensors, tokens of the templates, values, a forward pass and a picture.
 
-    The forward pass is compared with diffusers' class. Ends with 3 when a check failed.
+    The forward pass is compared with diffusers' class. Ends with 3 when a check failed, and with 4 when this machine
+    has no room to run the model, which is known before it is loaded.
     """
     source = resolve_model(model)
     folder = _folder(source, cache_dir)
     findings = _findings(source, folder, device, dtype.value, files_only=files, quiet=quiet)
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if as_json:
-        facts = {"model": source.name, "folder": str(folder), "ok": not failed}
+        complete = all(finding.outcome != "no room" for finding in findings)
+        facts = {"model": source.name, "folder": str(folder), "ok": not failed and complete}
         typer.echo(json.dumps({**facts, "findings": [asdict(finding) for finding in findings]}))
     else:
         console = Console()
@@ -58,6 +60,11 @@ def verify(
     if failed:
         checks = ", ".join(finding.check for finding in failed)
         raise CheckpointError(f"{source.name} does not pass: {checks}.")
+    for finding in findings:
+        if finding.outcome == "no room":
+            raise CapacityError(
+                f"{source.name}: no check failed, but {finding.check} has no room: {finding.figure}"
+            )
 
 
 def _folder(source: ModelSource, cache_dir: Path | None) -> Path:

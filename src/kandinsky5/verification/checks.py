@@ -1,12 +1,11 @@
-"""Whether a folder is a working Kandinsky 5 checkpoint: one finding a check, from its files to a picture.
+"""The checks of a checkpoint's folder, in their order, from the cheapest to the dearest.
 
-In: a folder in the published layout, and its row of the table if it has one. Out: findings, each with the figure it
-rests on. Nothing is repaired. Refuses to know: the hub, and how findings are shown.
+In: a folder in the published layout, and its row of the table if it has one. Out: a finding a check. Refuses to know:
+how two networks are compared, and how findings are shown.
 """
 
 import math
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
-from torch import Tensor
 
 from kandinsky5.checkpoint.document import read_object
 from kandinsky5.checkpoint.finite import find_non_finite, is_finite
@@ -26,8 +24,10 @@ from kandinsky5.hub.need import PARTS
 from kandinsky5.loading import load_pipeline
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.folder import check_folder
+from kandinsky5.placement import is_out_of_memory, resolve_device, resolve_dtype
 from kandinsky5.prompts import TEMPLATES, Task, crop
 from kandinsky5.variants import Variant
+from kandinsky5.verification.agreement import MEANINGLESS, dtype_of, has_peer, measure, velocity
 
 if TYPE_CHECKING:
     from kandinsky5.pipelines import Kandinsky5T2IPipeline
@@ -54,18 +54,10 @@ QWEN_VOCABULARY: Final = 151_643
 
 QWEN_PREFIX_TOKENS: Final[Mapping[Task, int]] = MappingProxyType({"text-to-image": 41, "editing": 52})
 
-AGREEMENT: Final[Mapping[torch.dtype, float]] = MappingProxyType(
-    {torch.float32: 0.02, torch.bfloat16: 0.1, torch.float16: 0.05}
-)
-"""Largest relative L2 distance to the velocity of diffusers' class with the same tensors. diffusers 0.42.1 rounds
-rotated queries and keys to bfloat16 even in float32: the embedded model is 8e-4 away then, 5e-3 in bfloat16."""
-
-LATENT_SIDE: Final = 16
-TEXT_TOKENS: Final = 24
 PICTURE_SIDE: Final = 256
-"""Sizes of the forward pass and the picture: small, so that a CPU has them in seconds."""
+"""Pixels of the picture: small, so that a CPU has it in seconds."""
 
-Outcome = Literal["ok", "failed", "skipped"]
+Outcome = Literal["ok", "failed", "no room", "skipped"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,20 +115,27 @@ def verify(
         device, dtype: where and in which dtype it is run, as `load_pipeline` takes them.
         files_only: load nothing; the checks that run the model are skipped.
         on_check: told the name of each check before it starts.
+
+    A check whose outcome is "no room" could not be made on this machine; it says nothing of the checkpoint.
+
+    Raises:
+        RequestError: a device or dtype that does not exist.
     """
+    if not files_only:
+        resolve_dtype(dtype, resolve_device(device))
     subject = _Subject(folder=folder, variant=variant, device=device, dtype=dtype)
-    failed: list[str] = []
+    failed: list[Finding] = []
     for check, look, runs_model in CHECKS:
         on_check(check)
         if runs_model and files_only:
             reason = "only files are looked at"
-        elif failed and (runs_model or failed == ["files"]):
-            reason = f"{failed[0]}: failed"
+        elif failed and (runs_model or failed[0].check == "files"):
+            reason = f"{failed[0].check}: {failed[0].outcome}"
         else:
             reason = ""
         finding = _look(check, look, subject, reason)
-        if finding.outcome == "failed":
-            failed.append(check)
+        if finding.outcome in ("failed", "no room"):
+            failed.append(finding)
         yield finding
 
 
@@ -147,11 +146,12 @@ def _look(check: str, look: Callable[[_Subject], str], subject: _Subject, reason
         return Finding(check=check, outcome="ok", figure=look(subject))
     except _Skipped as skipped:
         return Finding(check=check, outcome="skipped", figure=str(skipped))
-    except (CheckpointError, CapacityError, RequestError) as error:
-        figure = str(error)
     except Exception as error:  # whatever a library makes of files that are not what they seem
-        figure = f"{type(error).__name__}: {error}"
-    return Finding(check=check, outcome="failed", figure=" ".join(figure.split())[:500])
+        no_room = isinstance(error, CapacityError) or is_out_of_memory(error)
+        outcome: Outcome = "no room" if no_room else "failed"
+        ours = isinstance(error, CheckpointError | CapacityError | RequestError)
+        figure = str(error) if ours else f"{type(error).__name__}: {error}"
+    return Finding(check=check, outcome=outcome, figure=" ".join(figure.split())[:500])
 
 
 # -- Files --------------------------------------------------------------------------------------------------------
@@ -240,28 +240,24 @@ def _loading(subject: _Subject) -> str:
     subject.pipeline = load_pipeline(str(subject.folder), device=subject.device, dtype=subject.dtype)
     subject.pipeline.set_progress_bar_config(disable=True)
     network = subject.pipeline.transformer
-    dtype = str(_dtype_of(network)).removeprefix("torch.")
+    dtype = str(dtype_of(network)).removeprefix("torch.")
     return f"{time.perf_counter() - started:.1f} s, {network.device}, {dtype}"
 
 
 def _forward(subject: _Subject) -> str:
     """The velocity of random latents, text and time, beside that of diffusers' class with the same tensors."""
     network = subject.loaded().transformer
-    inputs = _random_inputs(network)
-    with torch.inference_mode():
-        ours = network(**inputs).sample.float()
-        if not is_finite(ours):
-            raise CheckpointError("The velocity of random latents has NaN or infinity.")
-        with warnings.catch_warnings():  # torch remarks on how diffusers mixes dtypes
-            warnings.simplefilter("ignore")
-            theirs = _peer(network)(**inputs).sample.float()
-    distance = float((ours - theirs).norm() / theirs.norm())
-    limit = AGREEMENT[_dtype_of(network)]
-    if not distance <= limit:
-        raise CheckpointError(
-            f"The velocity is {distance:.2g} (relative L2) from diffusers'; {limit} is allowed."
-        )
-    return f"relative L2 distance to diffusers {distance:.1e} (at most {limit})"
+    if not has_peer():
+        velocity(network)
+        raise _Skipped("finite; this diffusers has no class to compare with")
+    found = measure(network)
+    dtype = str(dtype_of(network)).removeprefix("torch.")
+    told = f"relative L2 distance to diffusers in float32 {found.ours:.1e}, of diffusers in {dtype} {found.theirs:.1e}"
+    if not found.theirs <= MEANINGLESS:
+        raise _Skipped(f"{told}: rounding hides what the networks compute; try --precision fp32")
+    if not found.ours <= found.limit:
+        raise CheckpointError(f"{told}; {found.limit:.2g} is allowed.")
+    return f"{told} (at most {found.limit:.1e})"
 
 
 def _picture(subject: _Subject) -> str:
@@ -297,43 +293,3 @@ CHECKS: Final[tuple[tuple[str, Callable[[_Subject], str], bool], ...]] = (
     ("picture", _picture, True),
 )
 """Name, check, and whether it runs the model."""
-
-
-def _random_inputs(network: Kandinsky5Transformer3DModel) -> dict[str, Any]:
-    """Inputs of the network, drawn on the CPU from seed 0: (1, 1, 16, 16, C) latents, 24 text tokens, t = 0.5."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    config, dtype = network.config, _dtype_of(network)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(network.device, dtype)
-
-    _, rows, columns = config.patch_size
-    return {
-        "hidden_states": draw(1, 1, LATENT_SIDE, LATENT_SIDE, network.input_channels),
-        "encoder_hidden_states": draw(1, TEXT_TOKENS, config.in_text_dim),
-        "pooled_projections": draw(1, config.in_text_dim2),
-        "timestep": torch.tensor([500.0], device=network.device),
-        "visual_rope_pos": [
-            torch.arange(n, device=network.device) for n in (1, LATENT_SIDE // rows, LATENT_SIDE // columns)
-        ],
-        "text_rope_pos": torch.arange(TEXT_TOKENS, device=network.device),
-    }
-
-
-def _peer(network: Kandinsky5Transformer3DModel) -> Any:
-    """The class of diffusers around our tensors: the one place of the package that asks the class we replace."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
-
-    try:
-        from diffusers import Kandinsky5Transformer3DModel as Peer
-    except ImportError:
-        raise _Skipped("finite; this diffusers has no class to compare with") from None
-    with init_empty_weights(include_buffers=False):
-        peer = Peer.from_config(dict(network.config))
-    peer.load_state_dict(network.state_dict(), assign=True)
-    return peer.to(network.device).eval()
-
-
-def _dtype_of(network: Kandinsky5Transformer3DModel) -> torch.dtype:
-    """The dtype the blocks run in; time embedding and modulation may be wider."""
-    return network.text_embeddings.norm.weight.dtype
