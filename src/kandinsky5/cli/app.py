@@ -35,6 +35,9 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+IMPORTED_ALOUD = ("torchao", "torch.utils._pytree")
+"""Loggers that remark on this machine while diffusers imports torchao, where it is installed; `--debug` shows it."""
+
 EPILOG = (
     "Exit codes: 0 done, 1 unexpected error, 2 something in the request, 3 a problem with the model's files, "
     "4 no room for it on this machine, 130 interrupted."
@@ -73,6 +76,9 @@ def root(
     """Kandinsky 5.0 Image Lite: a prompt becomes a picture."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("kandinsky5").setLevel(logging.DEBUG if debug else logging.WARNING)
+    if not debug:
+        for library in IMPORTED_ALOUD:
+            logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def main(argv: Sequence[str] | None = None, *, opener: OpenEngine = open_engine) -> NoReturn:

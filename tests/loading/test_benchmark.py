@@ -1,0 +1,69 @@
+"""The benchmark of loading, at its small size: it runs, its last line is JSON, and what it loads is whole."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from kandinsky5.pipelines import Kandinsky5T2IPipeline
+from kandinsky5.pipelines.encoder_parts import left_out
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark") / "tiny"
+    program = f"""
+import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+from pathlib import Path
+from full_size_checkpoint import models, parameters, write_checkpoint
+write_checkpoint(Path({str(folder)!r}), tiny=True, shard_bytes=200_000)
+print({{name: parameters(model) for name, model in models(False).items()}})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    sizes = eval(done.stdout.splitlines()[-1])
+    assert [round(count / 1e9, 2) for count in sizes.values()] == [6.02, 0.08, 8.29, 0.12]
+    return folder
+
+
+def test_the_checkpoint_it_writes_is_one(written):
+    assert len(list(written.rglob("*.safetensors"))) > 8
+    pipe = Kandinsky5T2IPipeline.from_pretrained(written)
+    assert left_out(pipe.text_encoder) == ("vision", "head")
+    assert pipe.transformer.dtype == pipe.text_encoder.dtype == torch.bfloat16
+    _, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        written / "text_encoder", output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.mark.slow
+def test_it_measures_both_in_new_processes(written):
+    done = subprocess.run(
+        [
+            sys.executable,
+            BENCHMARKS / "loading.py",
+            "--tiny",
+            "--folder",
+            written,
+            "--device",
+            "cpu",
+            "--only",
+        ]
+        + ["ours", "diffusers"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    ours, theirs = result["ways"]["ours"], result["ways"]["diffusers"]
+    assert 0 < ours["weights_gb"] < theirs["weights_gb"]
+    assert set(ours["check_seconds"]) == {"check_folder", "check_finite", "check_arrived"}
+    assert theirs["check_seconds"] == {}
+    assert result["times_faster_than_diffusers"] > 0 and (written / "model_index.json").exists()
