@@ -1,8 +1,8 @@
 """One loaded pipeline that answers requests.
 
-In: an `ImageRequest`, in which None means "the checkpoint's default". Out: `GeneratedImage`s, each with the request
-that draws it again alone. This is the one place where defaults and seeds are filled in. Refuses to know: files,
-formats, who asks. One request at a time: the pipeline holds the state of the run.
+In: an `ImageRequest`, in which None means "the checkpoint's default"; for an edit an `EditRequest` and its picture.
+Out: `GeneratedImage`s, each with the request that draws it again alone. This is the one place where defaults and seeds
+are filled in. Refuses to know: files, formats, who asks. One request at a time: the pipeline holds the run's state.
 """
 
 import logging
@@ -14,15 +14,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from PIL import Image
 
-from kandinsky5.errors import CapacityError
+from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.pictures import content_hash
 from kandinsky5.placement import is_out_of_memory
 from kandinsky5.records import GeneratedImage
-from kandinsky5.request import ImageRequest, choose_seed
+from kandinsky5.request import EditRequest, ImageRequest, choose_seed
 from kandinsky5.version import __version__
 
 if TYPE_CHECKING:
-    from kandinsky5.pipelines import Kandinsky5T2IPipeline
+    from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 
 log = logging.getLogger(__name__)
 
@@ -32,38 +34,59 @@ OnStep = Callable[[int, int], None]
 DEFAULT_TEXT_TOKENS: Final = 512
 """Text tokens kept of a prompt when the request does not say (authors' image pipelines)."""
 
+DEFAULT_EDIT_TOKENS: Final = 1024
+"""The same of an instruction and its picture."""
+
 
 class Engine:
     """A pipeline and the name of where it came from, which every picture carries."""
 
-    def __init__(self, pipeline: "Kandinsky5T2IPipeline", *, source: str) -> None:
+    def __init__(self, pipeline: "Kandinsky5T2IPipeline | Kandinsky5I2IPipeline", *, source: str) -> None:
         self.pipeline = pipeline
         self.source = source
 
-    def resolve(self, request: ImageRequest) -> ImageRequest:
-        """The request with every None filled in from the checkpoint, and a seed chosen if it names none."""
-        width, height = self.pipeline.default_size
+    def resolve(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
+        """The request with every None filled in from the checkpoint, and a seed chosen if it names none.
+
+        `picture` is the source of an edit, whose shape decides about a size that is left open. Raises RequestError for
+        a request that is not this pipeline's task, or an edit without a picture.
+        """
+        width, height = self._size(request, picture)
+        tokens = DEFAULT_TEXT_TOKENS
+        if isinstance(request, EditRequest):
+            tokens, request = DEFAULT_EDIT_TOKENS, replace(request, size_from=None)  # by now width and height
         filled = replace(
             request,
-            width=width if request.width is None else request.width,
-            height=height if request.height is None else request.height,
+            width=width,
+            height=height,
             steps=self.pipeline.default_steps if request.steps is None else request.steps,
             guidance=self.pipeline.default_guidance if request.guidance is None else request.guidance,
-            max_sequence_length=request.max_sequence_length or DEFAULT_TEXT_TOKENS,
+            max_sequence_length=request.max_sequence_length or tokens,
             seed=choose_seed() if request.seed is None else request.seed,
         )
         log.info("resolved request: %s", filled)
         return filled
 
-    def generate(self, request: ImageRequest, *, on_step: OnStep | None = None) -> list[GeneratedImage]:
-        """`request.count` pictures of the prompt; picture i is drawn from its own generator, seeded with seed + i.
+    def generate(
+        self,
+        request: ImageRequest,
+        *,
+        picture: Image.Image | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[GeneratedImage]:
+        """`request.count` pictures of the prompt; picture i is drawn from its own generator, of the seed seed + i.
+
+        `picture` is the source of an edit, RGB as `kandinsky5.pictures` gives it; its hash is in the request, and part
+        of what the generators start from.
 
         Raises RequestError for what the pipeline cannot run and CapacityError when the device runs out of memory.
         `seconds` of every picture is the wall time of the whole call.
         """
-        resolved = self.resolve(request)
+        resolved = self.resolve(request, picture)
+        if isinstance(resolved, EditRequest) and picture is not None:
+            _check_source(resolved, picture)
         started = time.perf_counter()
-        images = self._draw(resolved, on_step)
+        output = self._draw(resolved, picture, on_step)
         seconds = time.perf_counter() - started
         software = self._software()
         return [
@@ -73,18 +96,40 @@ class Engine:
                 model=self.source,
                 seconds=seconds,
                 software=software,
+                fit=output.fits[0] if output.fits else None,
             )
-            for image, seed in zip(images, resolved.seeds, strict=True)
+            for image, seed in zip(output.images, resolved.seeds, strict=True)
         ]
 
-    def _draw(self, request: ImageRequest, on_step: OnStep | None) -> list[Any]:
+    def _size(self, request: ImageRequest, picture: Image.Image | None) -> tuple[int, int]:
+        """(width, height) of the request's pictures."""
+        pipeline: Any = self.pipeline
+        if not isinstance(request, EditRequest):
+            if pipeline.task == "editing":
+                raise RequestError("This model was opened for editing; an edit needs a source picture.")
+            width, height = pipeline.default_size
+            return request.width or width, request.height or height
+        if pipeline.task != "editing":
+            raise RequestError(
+                f"{self.source} was opened for making pictures from text only; it cannot edit."
+            )
+        if picture is None:
+            raise RequestError("An edit needs its source picture, of which the request has the hash only.")
+        return pipeline.edit_size(
+            [picture.size], request.height, request.width, request.size_from or "native"
+        )
+
+    def _draw(self, request: ImageRequest, picture: Image.Image | None, on_step: OnStep | None) -> Any:
         def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
                 on_step(index + 1, pipe.num_timesteps)
             return tensors
 
+        pipeline: Any = self.pipeline
+        edit = {"image": picture, "fit": request.fit} if isinstance(request, EditRequest) else {}
         try:
-            output: Any = self.pipeline(
+            return pipeline(
+                **edit,
                 prompt=request.prompt,
                 negative_prompt=request.negative_prompt,
                 height=request.height,
@@ -92,8 +137,8 @@ class Engine:
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance,
                 num_images_per_prompt=request.count,
-                max_sequence_length=request.max_sequence_length or DEFAULT_TEXT_TOKENS,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.seeds],
+                max_sequence_length=request.max_sequence_length,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.noise_seeds],
                 callback_on_step_end=after_step,
                 output_type="pil",
             )
@@ -104,7 +149,6 @@ class Engine:
                 f"{request.count} of {request.width}x{request.height} at once do not fit into the memory of "
                 f"{self._device()}; ask for fewer pictures at a time or a smaller size."
             ) from error
-        return output.images
 
     def _device(self) -> torch.device:
         return self.pipeline._execution_device
@@ -120,3 +164,13 @@ class Engine:
             "device": self._device().type,
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
         }
+
+
+def _check_source(request: EditRequest, picture: Image.Image) -> None:
+    """Refuse a picture that the request was not made for. Raises RequestError."""
+    found = content_hash(picture)
+    if found != request.source:
+        raise RequestError(
+            f"The request is for the picture {request.source[:12]}..., and this one is {found[:12]}...; the hash is "
+            "that of kandinsky5.pictures.content_hash."
+        )

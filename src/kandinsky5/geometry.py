@@ -7,7 +7,7 @@ Pairs are always (width, height). Refuses to know: pictures, tensors, which chec
 import math
 import re
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from kandinsky5.errors import RequestError
 
@@ -35,6 +35,12 @@ NATIVE_SIZES: Final[tuple[tuple[int, int], ...]] = (
     (1152, 896),
 )
 """(width, height) pairs the published Image Lite checkpoints were trained on (authors' repository)."""
+
+FitKind = Literal["cover", "pad", "stretch"]
+"""How a picture of another shape comes to a size. cover: fill it and cut off what reaches beyond, the middle kept (the
+authors). pad: show everything, white around it. stretch: both sides to the size, out of proportion (diffusers)."""
+
+FIT_KINDS: Final[tuple[FitKind, ...]] = get_args(FitKind)
 
 _SIZE_TEXT = re.compile(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", re.ASCII)
 

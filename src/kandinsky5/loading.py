@@ -7,7 +7,8 @@ which. It refuses to know what a pipeline does.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Final, overload
 
 import torch
 
@@ -15,8 +16,9 @@ from kandinsky5 import hub
 from kandinsky5.checkpoint.safetensors_header import BITS, StoredTensor
 from kandinsky5.checkpoint.weights import TORCH_DTYPES, Library, read_weights
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
-from kandinsky5.pipelines import Kandinsky5T2IPipeline
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.placement import free_memory, resolve_device, resolve_dtype
+from kandinsky5.prompts import Task
 from kandinsky5.variants import resolve_model
 
 _LIBRARIES: Final[Mapping[str, Library]] = {
@@ -29,9 +31,45 @@ _NOT_ALWAYS_LOADED: Final = ("visual.", "model.visual.", "lm_head.")
 """Tensors of the text encoder that drawing from a prompt does without."""
 
 
+PIPELINES: Final[Mapping[Task, type[Kandinsky5T2IPipeline | Kandinsky5I2IPipeline]]] = MappingProxyType(
+    {pipeline.task: pipeline for pipeline in (Kandinsky5T2IPipeline, Kandinsky5I2IPipeline)}
+)
+"""The class for each task. Text to image runs on editing checkpoints too."""
+
+
+@overload
 def load_pipeline(
     model: str,
     *,
+    device: str = ...,
+    dtype: str = ...,
+    variant: str | None = ...,
+    revision: str | None = ...,
+    access: hub.HubAccess | None = ...,
+    force_download: bool = ...,
+    watch: hub.Watch = ...,
+) -> Kandinsky5T2IPipeline: ...
+
+
+@overload
+def load_pipeline(
+    model: str,
+    *,
+    task: Task,
+    device: str = ...,
+    dtype: str = ...,
+    variant: str | None = ...,
+    revision: str | None = ...,
+    access: hub.HubAccess | None = ...,
+    force_download: bool = ...,
+    watch: hub.Watch = ...,
+) -> Kandinsky5T2IPipeline | Kandinsky5I2IPipeline: ...
+
+
+def load_pipeline(
+    model: str,
+    *,
+    task: Task = "text-to-image",
     device: str = "auto",
     dtype: str = "auto",
     variant: str | None = None,
@@ -39,11 +77,12 @@ def load_pipeline(
     access: hub.HubAccess | None = None,
     force_download: bool = False,
     watch: hub.Watch = hub.bars,
-) -> Kandinsky5T2IPipeline:
+) -> Kandinsky5T2IPipeline | Kandinsky5I2IPipeline:
     """The pipeline of a known checkpoint, a folder or a hub id, on its device.
 
     Args:
         model: a name from `kandinsky5 info`, a folder in the published layout, or a hub id.
+        task: "text-to-image", or "editing", which needs an editing checkpoint.
         device: "auto", or anything `torch.device` takes.
         dtype: "auto", "float32" ("fp32"), "bfloat16" ("bf16") or "float16" ("fp16").
         variant: weights stored beside the usual ones under another name ("fp16").
@@ -53,7 +92,8 @@ def load_pipeline(
         watch: shows what is fetched; `hub.unseen` shows nothing.
 
     Raises:
-        RequestError: a name, device or dtype that does not exist; a revision of a folder.
+        RequestError: a name, device or dtype that does not exist; a revision of a folder; a checkpoint that cannot do
+            the task.
         CheckpointError: weights that are missing or cannot be read; a hub that refuses or is out of reach.
         CapacityError: no room on the disk for what is fetched, or in memory for what is loaded.
     """
@@ -66,7 +106,6 @@ def load_pipeline(
             raise RequestError(f"{asked} is for hub ids, and {source.name} is a folder; leave it out.")
         folder = source.folder
     else:
-        task = source.variant.task if source.variant is not None else Kandinsky5T2IPipeline.task
         folder = hub.fetch(
             source.location,
             hub.need.pipeline(task, variant=variant),
@@ -76,7 +115,7 @@ def load_pipeline(
             watch=watch,
         )
     check_memory(source.name, folder, chosen_device, chosen_dtype, variant)
-    pipeline = Kandinsky5T2IPipeline.from_pretrained(str(folder), dtype=chosen_dtype, variant=variant)
+    pipeline = PIPELINES[task].from_pretrained(str(folder), dtype=chosen_dtype, variant=variant)
     pipeline.register_to_config(_name_or_path=source.location)
     return pipeline.to(chosen_device)
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky5.errors import RequestError
+from kandinsky5.pictures import Fit
 from kandinsky5.request import ImageRequest
 
 
@@ -131,6 +132,7 @@ class GeneratedImage:
     model: the checkpoint's id, alias or folder.
     seconds: time of the run that made it, shared by all pictures of that run.
     software: versions, device and dtype that it was made with.
+    fit: of an edit, how the source came to the picture's size.
     """
 
     image: Image.Image
@@ -138,3 +140,4 @@ class GeneratedImage:
     model: str
     seconds: float
     software: Mapping[str, str]
+    fit: Fit | None = None

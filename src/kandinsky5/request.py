@@ -1,19 +1,21 @@
-"""What a person asks for: one prompt, its settings, and the bounds within which they make sense.
+"""What a person asks for: a prompt or an instruction, its settings, and the bounds within which they make sense.
 
-In: the settings by name, or the JSON object stored in a picture. Out: an `ImageRequest` that is valid, or a
-RequestError. `None` is "the checkpoint's own default"; the engine resolves it. Refuses to know: checkpoints, tensors,
-files.
+In: the settings by name, or the JSON object stored in a picture. Out: an `ImageRequest`, or for an edit an
+`EditRequest`, that is valid; or a RequestError. `None` is "the checkpoint's own default"; the engine resolves it.
+Refuses to know: checkpoints, tensors, files, and the source picture itself, of which it has the hash.
 """
 
 import dataclasses
+import hashlib
 import math
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from kandinsky5.errors import RequestError
-from kandinsky5.geometry import check_size
+from kandinsky5.geometry import FIT_KINDS, FitKind, check_size
 
 MAX_PROMPT_CHARACTERS: Final = 20_000
 """Far above what 1024 tokens hold; a limit so that a stray file is refused before it is tokenised."""
@@ -29,6 +31,9 @@ CHOSEN_SEED_BITS: Final = 32
 
 MAX_TEXT_TOKENS: Final = 1024
 """Rotary positions of the text (authors' network)."""
+
+
+_HASH: Final = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,11 @@ class ImageRequest:
             raise RequestError("The request names no seed, so its pictures have none yet.")
         return [self.seed + index for index in range(self.count)]
 
+    @property
+    def noise_seeds(self) -> list[int]:
+        """What the generator of each picture's noise starts from."""
+        return self.seeds
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON object; `from_dict` of it is equal to this request."""
         return dataclasses.asdict(self)
@@ -83,9 +93,46 @@ class ImageRequest:
             raise RequestError(
                 f"Unknown request field {', '.join(unknown)}; the fields are {', '.join(known)}."
             )
-        if "prompt" not in fields:
-            raise RequestError("The request has no prompt.")
+        for field in dataclasses.fields(cls):
+            if field.default is dataclasses.MISSING and field.name not in fields:
+                raise RequestError(f"The request has no {field.name}.")
         return cls(**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRequest(ImageRequest):
+    """An instruction for a source picture. The picture travels beside the request, which names it by its hash.
+
+    prompt: the instruction.
+    source: SHA-256 of the source's size and pixels (`kandinsky5.pictures.content_hash`), 64 hexadecimal digits.
+    fit: how a source of another shape is brought to the size.
+    size_from: "source" takes width and height from the source's shape; None from the checkpoint's sizes, or as given.
+    """
+
+    source: str
+    fit: FitKind = "cover"
+    size_from: Literal["source"] | None = None
+
+    @property
+    def noise_seeds(self) -> list[int]:
+        """Seeds with the source folded in.
+
+        A source drawn from the same seed still holds the noise it came from; edited from that very noise it collapses
+        (`docs/editing.md`).
+        """
+        return [_folded(seed, self.source) for seed in self.seeds]
+
+
+def request_of(fields: Mapping[str, Any]) -> ImageRequest:
+    """The request that a JSON object describes: an `EditRequest` if it names a source. Raises RequestError."""
+    kind = EditRequest if isinstance(fields, Mapping) and "source" in fields else ImageRequest
+    return kind.from_dict(fields)
+
+
+def _folded(seed: int, source: str) -> int:
+    """64 bits that depend on both, and on nothing else."""
+    digest = hashlib.sha256(f"edit of {source} from {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 def choose_seed() -> int:
@@ -116,6 +163,19 @@ def validate(request: ImageRequest) -> None:
             f"the largest seed for this count is {MAX_SEED - request.count + 1}."
         )
     _check_whole("max_sequence_length", request.max_sequence_length, 1, MAX_TEXT_TOKENS)
+    if isinstance(request, EditRequest):
+        _check_edit(request)
+
+
+def _check_edit(request: EditRequest) -> None:
+    if not isinstance(request.source, str) or not _HASH.fullmatch(request.source):
+        raise RequestError(f"source {request.source!r:.80} is not the SHA-256 of a picture, 64 hex digits.")
+    if request.fit not in FIT_KINDS:
+        raise RequestError(f"fit {request.fit!r:.80} is not one of {', '.join(FIT_KINDS)}.")
+    if request.size_from not in (None, "source"):
+        raise RequestError(f"size_from {request.size_from!r:.80} is not 'source', nor left out.")
+    if request.size_from is not None and (request.width is not None or request.height is not None):
+        raise RequestError("size_from 'source' chooses width and height; leave them out.")
 
 
 def _check_text(name: str, text: object) -> None:

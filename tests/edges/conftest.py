@@ -11,11 +11,29 @@ from PIL import Image
 
 from kandinsky5.cli.app import run
 from kandinsky5.engine import OnStep
+from kandinsky5.pictures import fit_picture
+from kandinsky5.prompts import Task
 from kandinsky5.records import GeneratedImage
-from kandinsky5.request import ImageRequest
-from tests.pipelines.conftest import components, pipeline, saved_folder
+from kandinsky5.request import EditRequest, ImageRequest
+from tests.pipelines.conftest import (
+    components,
+    editing,
+    editing_components,
+    editing_network,
+    pipeline,
+    saved_editing_folder,
+    saved_folder,
+)
 
-__all__ = ["components", "pipeline", "saved_folder"]
+__all__ = [
+    "components",
+    "editing",
+    "editing_components",
+    "editing_network",
+    "pipeline",
+    "saved_editing_folder",
+    "saved_folder",
+]
 
 
 @dataclass
@@ -24,10 +42,11 @@ class PlainEngine:
 
     before: Callable[[ImageRequest], None] = lambda request: None
     drawn: list[ImageRequest] = field(default_factory=list)
+    sources: list[Image.Image | None] = field(default_factory=list)
 
-    def resolve(self, request: ImageRequest) -> ImageRequest:
+    def resolve(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
         return replace(
-            request,
+            replace(request, size_from=None) if isinstance(request, EditRequest) else request,
             width=request.width or 64,
             height=request.height or 48,
             steps=request.steps or 4,
@@ -35,14 +54,24 @@ class PlainEngine:
             max_sequence_length=request.max_sequence_length or 512,
         )
 
-    def generate(self, request: ImageRequest, *, on_step: OnStep | None = None) -> list[GeneratedImage]:
+    def generate(
+        self,
+        request: ImageRequest,
+        *,
+        picture: Image.Image | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[GeneratedImage]:
         self.before(request)
         self.drawn.append(request)
-        request = self.resolve(request)
+        self.sources.append(picture)
+        request = self.resolve(request, picture)
         assert request.steps and request.width and request.height
         for step in range(request.steps):
             if on_step is not None:
                 on_step(step + 1, request.steps)
+        fit = None
+        if isinstance(request, EditRequest) and picture is not None:
+            fit = fit_picture(picture, (request.width, request.height), request.fit)[1]
         return [
             GeneratedImage(
                 image=Image.new("RGB", (request.width, request.height), (seed % 256, 90, 160)),
@@ -50,6 +79,7 @@ class PlainEngine:
                 model="embedded",
                 seconds=1.25,
                 software={"kandinsky5": "0", "device": "cpu"},
+                fit=fit,
             )
             for seed in request.seeds
         ]
@@ -75,9 +105,11 @@ class CommandLine:
     patch: pytest.MonkeyPatch
     engine: PlainEngine = field(default_factory=PlainEngine)
     opened: list[tuple[str, str, str]] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
 
-    def open(self, model: str, device: str, dtype: str) -> PlainEngine:
+    def open(self, model: str, device: str, dtype: str, task: Task) -> PlainEngine:
         self.opened.append((model, device, dtype))
+        self.tasks.append(task)
         return self.engine
 
     def __call__(self, *arguments: str, stdin: bytes = b"") -> Outcome:

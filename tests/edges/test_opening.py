@@ -9,7 +9,7 @@ from kandinsky5.errors import CapacityError, RequestError
 
 
 def test_a_model_that_does_not_fit_is_a_capacity_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(model: str, *, device: str, dtype: str) -> None:
+    def full(model: str, **settings: str) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(kandinsky5.loading, "load_pipeline", full)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from kandinsky5.cli.app import ExitCode
 from kandinsky5.variants import VARIANTS, embedded_folder
+from tests.pipelines.conftest import picture
 
 from .conftest import CommandLine
 
@@ -42,14 +43,15 @@ def test_the_first_command_draws_a_picture(tmp_path: Path) -> None:
 
 def test_every_other_command_is_understood(command: CommandLine) -> None:
     """They run over an engine that paints plain squares; the folder holds the files they name."""
-    assert len(TABLE_COMMANDS) == 7
+    assert len(TABLE_COMMANDS) == 8
+    picture(128, 96).save("photo.png")
     Path("prompts.txt").write_text("a red circle\ntwo rings\n")
     assert command("generate", "a star", "-o", "picture.png").code == 0
     others = [line.replace(".venv/bin/", "") for line in SHELL[1].strip().splitlines()]
     for line in [*TABLE_COMMANDS, *others]:
         done = command(*shlex.split(line)[1:])
         assert (done.code, done.err) == (0, ""), line
-    assert {"larger.png", "cat.png"} <= set(command.files())
+    assert {"larger.png", "cat.png", "night.png", "night-compare.png"} <= set(command.files())
     assert sum(name.startswith("stars/a-green-star-") for name in command.files()) == 4
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kandinsky5.errors import RequestError
-from kandinsky5.pictures import FIT_KINDS, fit_picture, halved
+from kandinsky5.geometry import FIT_KINDS
+from kandinsky5.pictures import fit_picture, halved
 
 from ..pipelines.conftest import picture
 

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kandinsky5.errors import RequestError
-from kandinsky5.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageRequest, choose_seed
+from kandinsky5.request import (
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    EditRequest,
+    ImageRequest,
+    choose_seed,
+    request_of,
+)
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 REQUESTS = st.builds(
@@ -109,3 +116,58 @@ def test_seeds_follow_each_other_once_one_is_chosen() -> None:
     assert len(seeds) > 90
     for seed in seeds:
         ImageRequest(prompt="a", seed=seed, count=64)
+
+
+SOURCE = "0123456789abcdef" * 4
+
+
+@given(REQUESTS, st.sampled_from(["cover", "pad", "stretch"]), st.booleans())
+def test_an_edit_survives_json(request: ImageRequest, fit: Any, from_source: bool) -> None:
+    fields = {**request.to_dict(), "source": SOURCE, "fit": fit}
+    if from_source:
+        fields |= {"size_from": "source", "width": None, "height": None}
+    edit = EditRequest(**fields)
+    again = request_of(json.loads(json.dumps(edit.to_dict())))
+    assert again == edit and isinstance(again, EditRequest)
+    assert type(request_of(request.to_dict())) is ImageRequest
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source": None}, "source None is not the SHA-256"),
+        ({"source": SOURCE[:-1]}, "64 hex digits"),
+        ({"source": SOURCE.upper()}, "64 hex digits"),
+        ({"fit": "crop"}, "fit 'crop' is not one of cover, pad, stretch"),
+        ({"fit": None}, "fit None"),
+        ({"size_from": "native"}, "size_from 'native'"),
+        ({"size_from": "source", "width": 64}, "leave them out"),
+        ({"prompt": ""}, "empty"),
+        ({"steps": 0}, "steps 0"),
+    ],
+)
+def test_an_edit_that_cannot_be_carried_out(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        EditRequest(**{"prompt": "make it blue", "source": SOURCE, **fields})
+
+
+def test_an_edit_without_a_source_is_none() -> None:
+    with pytest.raises(RequestError, match="no source"):
+        EditRequest.from_dict({"prompt": "make it blue"})
+
+
+def test_noise_of_a_drawing_is_the_seeds_and_of_an_edit_the_sources_too() -> None:
+    drawing = ImageRequest(prompt="a", seed=5, count=3)
+    assert drawing.noise_seeds == drawing.seeds == [5, 6, 7]
+    edits = [EditRequest(prompt="a", seed=5, count=3, source=source) for source in (SOURCE, "f" * 64)]
+    numbers = [seed for edit in edits for seed in edit.noise_seeds]
+    assert len({*numbers, 5, 6, 7}) == 9 and all(0 <= number <= MAX_SEED for number in numbers)
+    assert edits[0].seeds == [5, 6, 7], "what a person says and reads stays short"
+    assert EditRequest(prompt="b", seed=6, source=SOURCE, fit="pad").noise_seeds == [numbers[1]]
+    with pytest.raises(RequestError, match="no seed"):
+        _ = EditRequest(prompt="a", source=SOURCE).noise_seeds
+
+
+def test_the_folded_seed_is_a_number_that_stays() -> None:
+    """Golden: another fold would draw another picture from every stored request."""
+    assert EditRequest(prompt="a", seed=0, source="0" * 64).noise_seeds == [14420747639193080612]

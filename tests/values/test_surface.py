@@ -8,6 +8,7 @@ import typer
 
 import kandinsky5
 from kandinsky5.cli.app import ExitCode, app
+from kandinsky5.request import EditRequest
 
 OPTIONS = {
     "generate": [
@@ -15,6 +16,29 @@ OPTIONS = {
         "-o --output",
         "--model",
         "--size",
+        "--steps",
+        "--guidance",
+        "--negative",
+        "--seed",
+        "-n --n",
+        "--from-file",
+        "--like",
+        "--device",
+        "--precision",
+        "--format",
+        "--quality",
+        "--overwrite",
+        "--quiet -q",
+        "--json",
+    ],
+    "edit": [
+        "source",
+        "instruction",
+        "-o --output",
+        "--model",
+        "--size",
+        "--fit",
+        "--compare",
         "--steps",
         "--guidance",
         "--negative",
@@ -73,6 +97,12 @@ def test_request_fields() -> None:
         "count",
         "max_sequence_length",
     ]
+
+
+def test_fields_of_an_edit_come_after_those_of_any_request() -> None:
+    ours = [field.name for field in dataclasses.fields(EditRequest)]
+    shared = [field.name for field in dataclasses.fields(kandinsky5.ImageRequest)]
+    assert ours == [*shared, "source", "fit", "size_from"]
 
 
 def test_options_of_the_command_line() -> None:

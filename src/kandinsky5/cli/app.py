@@ -13,8 +13,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from kandinsky5.cli.generate import OpenEngine, generate
+from kandinsky5.cli.edit import edit
+from kandinsky5.cli.generate import generate
 from kandinsky5.cli.info import info
+from kandinsky5.cli.job import OpenEngine
 from kandinsky5.cli.models import models
 from kandinsky5.cli.opening import open_engine
 from kandinsky5.cli.pull import pull
@@ -45,7 +47,7 @@ EPILOG = (
 
 app = typer.Typer(
     name="kandinsky5",
-    help="Kandinsky 5.0 Image Lite: a prompt becomes a picture.",
+    help="Kandinsky 5.0 Image Lite: a prompt becomes a picture, a picture and an instruction another.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -53,6 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(edit)
 app.command()(show)
 app.command()(info)
 app.command()(models)
@@ -73,7 +76,7 @@ def root(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Kandinsky 5.0 Image Lite: a prompt becomes a picture."""
+    """Kandinsky 5.0 Image Lite: a prompt becomes a picture, a picture and an instruction another."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("kandinsky5").setLevel(logging.DEBUG if debug else logging.WARNING)
     if not debug:

@@ -8,14 +8,15 @@ import os
 from typing import TYPE_CHECKING
 
 from kandinsky5.errors import CapacityError
+from kandinsky5.prompts import Task
 from kandinsky5.variants import resolve_model
 
 if TYPE_CHECKING:
     from kandinsky5.engine import Engine
 
 
-def open_engine(model: str, device: str, dtype: str) -> "Engine":
-    """Load a model and put an engine around it.
+def open_engine(model: str, device: str, dtype: str, task: Task = "text-to-image") -> "Engine":
+    """Load a model for a task and put an engine around it.
 
     Raises RequestError for options that name nothing, CheckpointError for files that cannot be read, CapacityError
     when the device has no room.
@@ -36,7 +37,7 @@ def open_engine(model: str, device: str, dtype: str) -> "Engine":
     from kandinsky5.placement import is_out_of_memory
 
     try:
-        pipeline = load_pipeline(model, device=device, dtype=dtype)
+        pipeline = load_pipeline(model, device=device, dtype=dtype, task=task)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -1,4 +1,4 @@
-"""The options of `kandinsky5 generate`: their names, forms and help.
+"""The options of `kandinsky5 generate` and `kandinsky5 edit`: their names, forms and help.
 
 In: nothing. Out: a type for each option, which typer reads. Refuses to know: what is done with them.
 """
@@ -22,11 +22,24 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
+class FitTo(StrEnum):
+    """How a source of another shape is brought to the size; `kandinsky5.geometry.FitKind`."""
+
+    cover = "cover"
+    pad = "pad"
+    stretch = "stretch"
+
+
 Prompt = Annotated[
     str | None,
     Argument(
         help="What the picture shows; - reads one prompt a line from standard input.", show_default=False
     ),
+]
+SourcePicture = Annotated[Path, Argument(metavar="SOURCE", help="Picture to edit.", show_default=False)]
+Instruction = Annotated[
+    str | None,
+    Argument(help="What to change; - reads one instruction a line from standard input.", show_default=False),
 ]
 Output = Annotated[
     str | None,
@@ -46,6 +59,24 @@ Model = Annotated[
     ),
 ]
 Size = Annotated[str | None, Option(metavar="WxH", help="Pixels, multiples of 16. Default: the model's.")]
+EditSize = Annotated[
+    str | None,
+    Option(
+        metavar="WxH|source",
+        help="Pixels, multiples of 16; or source, for its own shape. Default: the model's size nearest in shape.",
+    ),
+]
+Fit = Annotated[
+    FitTo | None,
+    Option(
+        help="Bring a source of another shape to the size: cover cuts off what reaches beyond, pad adds white, stretch "
+        "distorts. Default: cover.",
+        show_default=False,
+    ),
+]
+Compare = Annotated[
+    bool, Option("--compare", help="Also write NAME-compare, with the source on the left of the result.")
+]
 Steps = Annotated[int | None, Option(help="Steps of the flow. Default: the model's.")]
 Guidance = Annotated[
     float | None, Option(help="How closely to follow the prompt; 1 is off. Default: the model's.")

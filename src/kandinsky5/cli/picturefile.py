@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kandinsky5.cli.targets import PictureFormat
 from kandinsky5.errors import RequestError
-from kandinsky5.request import ImageRequest
+from kandinsky5.request import EditRequest, ImageRequest, request_of
 
 if TYPE_CHECKING:
     from kandinsky5.records import GeneratedImage
@@ -70,7 +70,7 @@ class Provenance:
         try:
             fields = json.loads(text)
             return cls(
-                request=ImageRequest.from_dict(fields["request"]),
+                request=request_of(fields["request"]),
                 model=str(fields["model"]),
                 seconds=float(fields["seconds"]),
                 software={str(name): str(value) for name, value in fields["software"].items()},
@@ -83,10 +83,11 @@ class Provenance:
     def words(self) -> str:
         """The same for a person, in the form other image programs show."""
         r = self.request
+        edit = f", Source: {r.source[:12]}, Fit: {r.fit}" if isinstance(r, EditRequest) else ""
         negative = f"Negative prompt: {r.negative_prompt}\n" if r.negative_prompt else ""
         return (
             f"{r.prompt}\n{negative}Steps: {r.steps}, CFG scale: {r.guidance}, Seed: {r.seed}, "
-            f"Size: {r.width}x{r.height}, Model: {self.model}"
+            f"Size: {r.width}x{r.height}, Model: {self.model}{edit}"
         )
 
 

@@ -11,8 +11,16 @@ from kandinsky5.errors import RequestError
 STANDARD_INPUT = "-"
 
 
-def read_prompts(prompt: str | None, from_file: str | None) -> list[str]:
+def read_prompts(
+    prompt: str | None,
+    from_file: str | None,
+    *,
+    wanted: str = "draw",
+    example: str = 'generate "a red circle"',
+) -> list[str]:
     """One prompt, or one a line from `from_file`; "-" in either place is standard input. Blank lines are skipped.
+
+    `wanted` and `example` are what a person who gave none is told to say.
 
     Raises RequestError when there is no prompt, more than one source of them, or a file that is not UTF-8 text.
     """
@@ -20,7 +28,7 @@ def read_prompts(prompt: str | None, from_file: str | None) -> list[str]:
         raise RequestError("Prompts come from the argument or from --from-file, not from both.")
     if prompt is None and from_file is None:
         raise RequestError(
-            'Say what to draw: kandinsky5 generate "a red circle", --from-file prompts.txt, or - for standard input.'
+            f"Say what to {wanted}: kandinsky5 {example}, --from-file prompts.txt, or - for standard input."
         )
     if prompt is not None and prompt != STANDARD_INPUT:
         return [prompt]

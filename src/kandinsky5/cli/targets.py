@@ -56,20 +56,27 @@ def choose_format(output: str | None, wanted: PictureFormat | None) -> PictureFo
 
 
 def plan_paths(
-    requests: Sequence[ImageRequest], output: str | None, fmt: PictureFormat, *, overwrite: bool
+    requests: Sequence[ImageRequest],
+    output: str | None,
+    fmt: PictureFormat,
+    *,
+    overwrite: bool,
+    compare: bool = False,
 ) -> list[list[Path]]:
     """For each request the paths of its pictures, in order of their seeds.
 
     A folder (an existing one, or a name that ends in a slash) is filled with `words-of-the-prompt-SEED.png`; so is the
     current folder when `output` is None. A file name is used as it is for one picture, and as `name-1.png`,
-    `name-2.png` and so on for several. Raises RequestError when a path is taken (and `overwrite` is false) or cannot be
-    written.
+    `name-2.png` and so on for several. With `compare`, the path of each one's comparison must be free too. Raises
+    RequestError when a path is taken (and `overwrite` is false) or cannot be written.
     """
     if output is None or _is_folder(output):
         paths = _named_by_prompt(requests, Path(output or "."), fmt)
     else:
         paths = _named_by_file(requests, Path(output))
     flat = [path for group in paths for path in group]
+    if compare:
+        flat += [comparison_path(path) for path in flat]
     for path in flat:
         _check_writable(path)
     taken = [path for path in flat if os.path.lexists(path)]
@@ -77,6 +84,11 @@ def plan_paths(
         more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
         raise RequestError(f"{taken[0]}{more} already there; choose another -o, or --overwrite to replace.")
     return paths
+
+
+def comparison_path(path: Path) -> Path:
+    """Where the comparison of an edited picture goes: beside it, as `name-compare.png`."""
+    return path.with_name(f"{path.stem}-compare{path.suffix}")
 
 
 def slug(prompt: str) -> str:

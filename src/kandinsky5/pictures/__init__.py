@@ -6,12 +6,10 @@ Nothing here knows models.
 
 from kandinsky5.pictures.arrays import as_pictures, to_pixels
 from kandinsky5.pictures.decoding import content_hash, read_picture
-from kandinsky5.pictures.fitting import FIT_KINDS, Fit, FitKind, fit_picture, halved
+from kandinsky5.pictures.fitting import Fit, fit_picture, halved
 
 __all__ = [
-    "FIT_KINDS",
     "Fit",
-    "FitKind",
     "as_pictures",
     "content_hash",
     "fit_picture",

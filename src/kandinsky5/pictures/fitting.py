@@ -6,17 +6,12 @@ distorted without the record saying so. The file refuses to know where sizes com
 
 import math
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final
 
 from PIL import Image
 
 from kandinsky5.errors import RequestError
-
-FitKind = Literal["cover", "pad", "stretch"]
-"""cover: fill the size and cut off what reaches beyond, the middle kept (the authors). pad: show everything, white
-around it. stretch: both sides to the size, whatever becomes of the proportions (diffusers)."""
-
-FIT_KINDS: Final[tuple[FitKind, ...]] = get_args(FitKind)
+from kandinsky5.geometry import FIT_KINDS, FitKind
 
 _BILINEAR, _LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.LANCZOS
 _FILTERS: Final = {"cover": _BILINEAR, "pad": _BILINEAR, "stretch": _LANCZOS}

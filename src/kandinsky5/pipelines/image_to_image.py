@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kandinsky5.errors import RequestError
-from kandinsky5.geometry import nearest_native, same_shape, side_for
-from kandinsky5.pictures import Fit, FitKind, as_pictures, fit_picture
+from kandinsky5.geometry import FitKind, nearest_native, same_shape, side_for
+from kandinsky5.pictures import Fit, as_pictures, fit_picture
 from kandinsky5.pipelines.callbacks import StepCallback, tensor_inputs
 from kandinsky5.pipelines.drawing import Call, DrawingPipeline
 from kandinsky5.pipelines.encoder_parts import TextEncoderPart
