@@ -3,10 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
 from kandinsky5.cli.app import run
+from kandinsky5.errors import CapacityError
 from kandinsky5.variants import VARIANTS, embedded_folder
 
 from .conftest import REPO, pipeline_files
@@ -96,8 +99,45 @@ def test_models_lists_what_is_known_and_what_is_here(
         None,
         29_000_000_000,
     )
+    assert rows[known]["partial"] == 0
     (Path(rows[REPO]["folder"]) / "vae" / "config.json").unlink()
     assert run(["models", "--cache-dir", at]) == 0
     text = capsys.readouterr().out
     assert re.search(rf"incomplete +0\.9 MB +{rows[REPO]['revision'][:10]} \(main\) +{REPO}", text)
     assert "~29.0 GB" in text and VARIANTS[4].hub_id in text
+
+
+def test_models_counts_what_was_begun(hub: Hub, at: str, capsys: pytest.CaptureFixture[str]) -> None:
+    known = str(VARIANTS[3].hub_id)
+    hub.add(known, pipeline_files())
+    hub.troubles += [
+        Trouble(where="GET /store", break_after=100_000, times=3),
+        Trouble(where="GET /store", status=503),
+    ]
+    assert run(["pull", known, "--cache-dir", at]) == 3
+    assert "fails now (HTTP 503" in capsys.readouterr().err
+    assert run(["models", "--cache-dir", at, "--json"]) == 0
+    row = {row["hub_id"]: row for row in json.loads(capsys.readouterr().out)}[known]
+    begun = [p.stat().st_size for p in Path(at).rglob("*.incomplete")]
+    assert row["state"] == "incomplete" and row["partial"] == sum(begun) > 50_000
+    next(Path(at).rglob("blobs")).joinpath(f"{'0' * 64}.deadbeef.incomplete").write_bytes(
+        b"the client's" * 99
+    )
+    assert run(["models", "--cache-dir", at]) == 0
+    here = f"{(row['size'] + row['partial']) / 1e6:.1f} MB of ~29.0 GB"
+    assert f"incomplete  {here}" in capsys.readouterr().out
+
+
+def test_quiet_drawing_fetches_without_bars(tmp_path: Path) -> None:
+    seen = []
+
+    def opener(model: str, *rest: str) -> Any:
+        seen.append((model, are_progress_bars_disabled()))
+        raise CapacityError("opened")
+
+    try:
+        for quiet in ([], ["-q"]):
+            run(["generate", "a", "--model", REPO, "-o", str(tmp_path / "a.png"), *quiet], opener)
+    finally:
+        enable_progress_bars()
+    assert seen == [(REPO, False), (REPO, True)]

@@ -17,6 +17,7 @@ from rich.console import Console
 from kandinsky5.cli.hints import hints_for
 from kandinsky5.cli.picturefile import Provenance, check_request_fits, write_picture
 from kandinsky5.cli.progress import drawing, waiting
+from kandinsky5.cli.pull import quieten_client
 from kandinsky5.cli.targets import PictureFormat, choose_format, comparison_path, plan_paths
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import parse_size
@@ -119,6 +120,8 @@ def draw(job: Job, opener: OpenEngine) -> None:
     """Carry out a checked job: open the engine, draw each prompt, write each picture and print its line."""
     console = Console(stderr=True)
     model = resolve_model(job.model)
+    if job.quiet and model.hub_id is not None:
+        quieten_client(bars=True)
     # A download shows bars of its own, with better estimates than a spinner.
     with waiting(console, f"Loading {model.name}", shown=not job.quiet and model.hub_id is None):
         engine = opener(job.model, job.device, job.dtype, job.task)

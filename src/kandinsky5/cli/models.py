@@ -49,7 +49,7 @@ def describe(cache_dir: CacheDir = None) -> list[dict[str, Any]]:
             continue
         known: dict[str, Any] = {"name": variant.name, "task": variant.task, "summary": variant.summary}
         entries = found.pop(variant.hub_id, [])
-        rows += [known | _stored(entry) for entry in entries]
+        rows += [known | _stored(entry, variant.approximate_bytes) for entry in entries]
         if not entries:
             rows.append(known | _row(variant.hub_id, "to fetch", approximate_bytes=variant.approximate_bytes))
     for entries in found.values():
@@ -69,12 +69,14 @@ def _embedded(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _stored(entry: "CachedModel") -> dict[str, Any]:
+def _stored(entry: "CachedModel", approximate_bytes: int | None = None) -> dict[str, Any]:
     state = "incomplete" if entry.missing else "here"
     return _row(
         entry.repo_id,
         state,
         size=entry.size,
+        partial=entry.partial,
+        approximate_bytes=approximate_bytes,
         revision=entry.commit,
         refs=list(entry.refs),
         folder=str(entry.folder),
@@ -85,6 +87,7 @@ def _stored(entry: "CachedModel") -> dict[str, Any]:
 def _row(hub_id: str | None, state: str, **facts: Any) -> dict[str, Any]:
     empty: dict[str, Any] = {
         "size": None,
+        "partial": 0,
         "approximate_bytes": None,
         "revision": None,
         "refs": [],
@@ -107,11 +110,25 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table.add_column("hub id", overflow="fold")
     for row in rows:
         revision = (row["revision"] or "")[:10] + (f" ({', '.join(row['refs'])})" if row["refs"] else "")
-        size = (
-            _gigabytes(row["size"]) if row["size"] is not None else f"~{_gigabytes(row['approximate_bytes'])}"
+        cells = (
+            row["name"] or "",
+            row["task"] or "",
+            row["state"],
+            _size(row),
+            revision,
+            row["hub_id"] or "",
         )
-        table.add_row(row["name"] or "", row["task"] or "", row["state"], size, revision, row["hub_id"] or "")
+        table.add_row(*cells)
     return table
+
+
+def _size(row: dict[str, Any]) -> str:
+    """What is here, what there is, or both for a checkpoint that was begun."""
+    whole = f"~{_gigabytes(row['approximate_bytes'])}" if row["approximate_bytes"] is not None else ""
+    if row["size"] is None:
+        return whole
+    here = _gigabytes(row["size"] + (row["partial"] if row["state"] == "incomplete" else 0))
+    return f"{here} of {whole}" if row["state"] == "incomplete" and whole else here
 
 
 def _gigabytes(count: int) -> str:

@@ -68,10 +68,17 @@ def pull(
     typer.echo(json.dumps(facts) if as_json else facts["folder"])
 
 
-def quieten_client() -> None:
-    """Stop the client's own bars and remarks, unless --debug asks for them; its errors reach us as errors."""
+def quieten_client(*, bars: bool = False) -> None:
+    """Stop the client's own bars and remarks, unless --debug asks for them; its errors reach us as errors.
+
+    Args:
+        bars: also ours of what is fetched, for --quiet.
+    """
+    from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as client_logging
 
+    if bars:
+        disable_progress_bars()
     if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
         client_logging.set_verbosity_error()
 

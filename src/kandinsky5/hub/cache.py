@@ -4,6 +4,7 @@ In: a cache folder. Out: one record a stored revision. Refuses to know: the hub,
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,25 @@ from kandinsky5.hub.access import HubAccess
 from kandinsky5.hub.need import INDEX, Need, Part
 from kandinsky5.hub.selection import choose_weights
 
+_PARTIAL = re.compile(r"[0-9a-f]{64}\.incomplete")
+
 PIPELINE_PREFIX = "Kandinsky5"
 """How the class names of Kandinsky 5 pipelines begin, in `model_index.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedModel:
-    """One revision of a repository in the cache. `size`: bytes on disk; `missing`: files that should be there."""
+    """One revision of a repository in the cache.
+
+    `size`: bytes of its files; `partial`: bytes of the repository's files that a fetch would go on with; `missing`:
+    files that should be there.
+    """
 
     repo_id: str
     commit: str
     refs: tuple[str, ...]
     size: int
+    partial: int
     folder: Path
     pipeline_class: str | None
     missing: tuple[str, ...]
@@ -57,12 +65,19 @@ def cached(cache_dir: Path | None = None) -> list[CachedModel]:
                     commit=revision.commit_hash,
                     refs=tuple(sorted(revision.refs)),
                     size=revision.size_on_disk,
+                    partial=sum(size_of_partials(repo.repo_path)),
                     folder=revision.snapshot_path,
                     pipeline_class=name,
                     missing=tuple(missing_files(revision.snapshot_path)),
                 )
             )
     return found
+
+
+def size_of_partials(repository: Path) -> list[int]:
+    """Sizes of a repository's files that were begun (`hub.blob`); not the client's, which nobody goes on with."""
+    found = (repository / "blobs").glob("*.incomplete")
+    return [file.stat().st_size for file in found if _PARTIAL.fullmatch(file.name)]
 
 
 def stored_folder(repo_id: str, need: Need, revision: str | None, cache_dir: Path) -> Path | None:
