@@ -16,7 +16,7 @@ from kandinsky5.demo.recognition import NEUTRAL, Found, Sight, look
 from kandinsky5.demo.renderer import pack, render
 from kandinsky5.demo.score import claims_from_json, claims_to_json, main, read_entries, score_all
 from kandinsky5.demo.scorer import Report, checked
-from kandinsky5.demo.sheets import BETWEEN, CELL_WIDTH
+from kandinsky5.demo.sheets import BACKGROUND, BETWEEN, CELL_WIDTH
 from kandinsky5.demo.tables import MEASURES, Tally, as_json, as_text, tabulate
 from kandinsky5.demo.world import Scene, draw_scene
 
@@ -227,8 +227,8 @@ def test_the_sheet_shows_failures_only(withheld: Path) -> None:
     cells = failing_cells(images, reports, [entry.caption for entry in entries])
     sheet = np.asarray(failure_sheet(cells))
     np.testing.assert_array_equal(sheet[:CELL_WIDTH, :CELL_WIDTH], images[5])
-    assert (sheet[:CELL_WIDTH, CELL_WIDTH:] == 255).all(), "only one is wrong"
-    assert (sheet[CELL_WIDTH:, :CELL_WIDTH] != 255).any(), "with words under it"
+    assert (sheet[:CELL_WIDTH, CELL_WIDTH:] == BACKGROUND).all(), "only one is wrong"
+    assert (sheet[CELL_WIDTH:, :CELL_WIDTH] != BACKGROUND).any(), "with words under it"
     with pytest.raises(ValueError, match="zip"):
         score_all(images, [])
 

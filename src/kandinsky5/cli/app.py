@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from kandinsky5.cli.demo import demo
 from kandinsky5.cli.edit import edit
 from kandinsky5.cli.generate import generate
 from kandinsky5.cli.info import info
@@ -61,6 +62,7 @@ app.command()(info)
 app.command()(models)
 app.command()(pull)
 app.command()(verify)
+app.add_typer(demo)
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,6 +20,11 @@ __all__ = ["instruct", "plain_instruction"]
 
 _T = TypeVar("_T")
 
+_SHAPES = {
+    shape: tuple(pair for pair in forms.items() if pair[0] != "stripe") for shape, forms in words.SHAPE_WORDS.items()
+}
+"""Names of shapes, singular and plural; turning circles into stripes might mean their fill."""
+
 _NOT_IMPERATIVE = ("{it} ", "I ", "there ", "the ", "{ground} ")
 """How forms begin before which "please" or "could you" cannot stand."""
 
@@ -93,7 +98,7 @@ def _gaps(edit: Edit, rng: random.Random | None) -> dict[str, str]:
 def _afterwards(edit: Edit, things: Sequence[Thing], rng: random.Random | None) -> dict[str, str]:
     """What is to become of the group, or the group that is to be added."""
     thing, several = things[0], len(things) > 1
-    singular, plural = _pick(tuple(words.SHAPE_WORDS[thing.shape].items()), 0.72, rng)
+    singular, plural = _pick(_SHAPES[thing.shape], 0.72, rng)
     colour = _pick(words.COLOUR_WORDS[thing.colour], 0.8, rng)
     coloured = rng is not None and rng.random() < 0.25
     noun = (f"{colour} " if coloured else "") + (plural if several else singular)
@@ -123,7 +128,7 @@ def _new(edit: Edit, things: Sequence[Thing], rng: random.Random | None) -> str:
     )
     if rng is not None:
         return mention(said, True, rng, terse=False).first
-    singular, plural = next(iter(words.SHAPE_WORDS[thing.shape].items()))
+    singular, plural = _SHAPES[thing.shape][0]
     parts = (said.size, said.fill, said.colour, singular if said.count == 1 else plural)
     phrase = " ".join(part for part in parts if part)
     return with_article(phrase) if said.count == 1 else f"{words.COUNT_WORDS[said.count][0]} {phrase}"
@@ -143,7 +148,7 @@ def _named(scene: Scene, pair: Pair, rng: random.Random | None) -> _Named:
     """A group of a scene in words that fit no other of its groups."""
     things, groups = group_of(scene, pair), scene.groups()
     thing, several = things[0], len(things) > 1
-    singular, plural = _pick(tuple(words.SHAPE_WORDS[thing.shape].items()), 0.72, rng)
+    singular, plural = _pick(_SHAPES[thing.shape], 0.72, rng)
     noun = plural if several else singular
     colour = _pick(words.COLOUR_WORDS[thing.colour], 0.8, rng)
     if rng is None:

@@ -16,6 +16,8 @@ CELL_WIDTH = 256
 LINE_HEIGHT = 13
 LINE_LENGTH = 44
 """Characters of text across one picture."""
+BACKGROUND = (234, 234, 234)
+"""Not white, as many pictures are."""
 BETWEEN = 4
 """Pixels between the pictures of one cell."""
 
@@ -38,7 +40,7 @@ def sheet_of(cells: Sequence[Cell], *, columns: int, lines: int) -> Image.Image:
     width = pictures * CELL_WIDTH + (pictures - 1) * BETWEEN
     height = CELL_WIDTH + lines * LINE_HEIGHT + 2
     rows = max(-(-len(cells) // columns), 1)
-    sheet = Image.new("RGB", (columns * (width + BETWEEN) - BETWEEN, rows * height), "white")
+    sheet = Image.new("RGB", (columns * (width + BETWEEN) - BETWEEN, rows * height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=11)
     for place, cell in enumerate(cells):
