@@ -44,18 +44,9 @@ def test_the_checkpoint_it_writes_is_one(written):
 
 @pytest.mark.slow
 def test_it_measures_both_in_new_processes(written):
+    arguments = ["--tiny", "--folder", written, "--device", "cpu", "--only", "ours", "diffusers"]
     done = subprocess.run(
-        [
-            sys.executable,
-            BENCHMARKS / "loading.py",
-            "--tiny",
-            "--folder",
-            written,
-            "--device",
-            "cpu",
-            "--only",
-        ]
-        + ["ours", "diffusers"],
+        [sys.executable, BENCHMARKS / "loading.py", *arguments],
         capture_output=True,
         text=True,
         timeout=280,

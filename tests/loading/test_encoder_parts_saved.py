@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DiffusionPipeline
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import is_torchvision_available
@@ -61,6 +62,21 @@ def test_saving_refuses_without_the_source(untied, tmp_path, how):
     assert not (tmp_path / "after").exists()
     assert kept == {file: file.read_bytes() for file in (tmp_path / "before").rglob("*") if file.is_file()}
     assert {path.name for path in tmp_path.iterdir()} == {"untied", "before"}
+
+
+def test_layers_that_are_offloaded_one_by_one_are_gathered_first(untied, untied_source, tmp_path):
+    pipe = Kandinsky5T2IPipeline.from_pretrained(untied)
+    for name in MODELS:
+        cpu_offload(getattr(pipe, name), "cpu")
+    with pytest.raises(RequestError, match=r"offloaded one by one.*remove_all_hooks\(\) first"):
+        pipe.save_pretrained(tmp_path / "saved")
+    pipe.remove_all_hooks()
+    pipe.save_pretrained(tmp_path / "saved")
+    whole, saved = (
+        Kandinsky5T2IPipeline.from_pretrained(folder, **WHOLE) for folder in (untied_source, tmp_path / "saved")
+    )
+    for name in MODELS:
+        same_state(getattr(saved, name), getattr(whole, name))
 
 
 def test_saving_over_the_source(untied, untied_source):

@@ -13,6 +13,7 @@ from diffusers.loaders import KandinskyLoraLoaderMixin
 from diffusers.models import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from kandinsky5.checkpoint.arrival import check_arrived
@@ -247,12 +248,19 @@ class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
 
         Raises:
             CheckpointError: the folder cannot be written, or what was left on disk is gone or was changed.
-            RequestError: pickles were asked for, or the text encoder was quantised without all its parts.
+            RequestError: pickles were asked for, layers are offloaded one by one, or the text encoder was quantised
+                without all its parts.
         """
         if kwargs.get("safe_serialization") is False:
             raise RequestError(
                 "safe_serialization=False would write pickles, which are not read here; leave it out."
             )
+        for name, part in self.components.items():
+            if isinstance(part, nn.Module) and any(parameter.is_meta for parameter in part.parameters()):
+                raise RequestError(
+                    f"Layers of {name!r} are offloaded one by one and not in one place to be saved from: call "
+                    "remove_all_hooks() first."
+                )
         target = Path(save_directory).absolute()
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", target.name)
