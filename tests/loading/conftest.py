@@ -12,9 +12,16 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from tests.model.tiny import config_of, drawn
-from tests.pipelines.conftest import components, draw_weights, editing_network, saved_folder
+from tests.pipelines.conftest import (
+    components,
+    draw_weights,
+    editing_components,
+    editing_network,
+    saved_editing_folder,
+    saved_folder,
+)
 
-__all__ = ["components", "editing_network", "saved_folder"]
+__all__ = ["components", "editing_components", "editing_network", "saved_editing_folder", "saved_folder"]
 
 FLOAT32_MODULES = {"time_embeddings", "modulation", "visual_modulation", "text_modulation"}
 """What diffusers keeps in float32 whatever dtype is asked for (`_keep_in_fp32_modules`)."""

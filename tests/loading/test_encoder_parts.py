@@ -12,12 +12,13 @@ import torch
 from accelerate import cpu_offload
 from diffusers import DiffusionPipeline
 from diffusers.hooks import apply_group_offloading
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import is_torchvision_available
 
 from kandinsky5.errors import CheckpointError, RequestError
-from kandinsky5.pipelines import Kandinsky5T2IPipeline, bring_in
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline, bring_in
 from kandinsky5.pipelines.encoder_parts import PartOnDisk, leaving_out, left_out
 from tests.loading.conftest import same_state, shards_of
 from tests.loading.test_saved_folders import new_name, old_name
@@ -278,6 +279,23 @@ def test_from_pipe_brings_in_what_the_other_task_uses(untied):
     assert (seeing.default_steps, seeing.config["_name_or_path"]) == (pipe.default_steps, str(untied))
     assert type(Kandinsky5T2IPipeline.from_pipe(seeing)) is Kandinsky5T2IPipeline
     assert SeeingPipeline.from_pipe(pipe, default_steps=7, dtype=torch.float32).vae.dtype == torch.float32
+
+
+def test_an_editing_checkpoint_draws_first_and_edits_then(saved_editing_folder):
+    """The real editing pipeline, from text to image that had left the vision tower on disk."""
+    image = Image.linear_gradient("L").convert("RGB").resize((64, 64))
+
+    def edit(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        return pipe(image, "make it blue", num_inference_steps=2, generator=generator, output_type="pt").image
+
+    editing = Kandinsky5I2IPipeline.from_pretrained(saved_editing_folder)
+    drawing = Kandinsky5T2IPipeline.from_pretrained(saved_editing_folder)
+    assert left_out(editing.text_encoder) == () and left_out(drawing.text_encoder) == ("vision",)
+    picture = draw(drawing)
+    assert torch.equal(edit(Kandinsky5I2IPipeline.from_pipe(drawing)), edit(editing))
+    assert torch.equal(draw(Kandinsky5T2IPipeline.from_pipe(editing)), picture)
 
 
 def test_components_passed_by_hand_are_completed(untied):

@@ -73,7 +73,8 @@ def test_layers_that_are_offloaded_one_by_one_are_gathered_first(untied, untied_
     pipe.remove_all_hooks()
     pipe.save_pretrained(tmp_path / "saved")
     whole, saved = (
-        Kandinsky5T2IPipeline.from_pretrained(folder, **WHOLE) for folder in (untied_source, tmp_path / "saved")
+        Kandinsky5T2IPipeline.from_pretrained(folder, **WHOLE)
+        for folder in (untied_source, tmp_path / "saved")
     )
     for name in MODELS:
         same_state(getattr(saved, name), getattr(whole, name))
