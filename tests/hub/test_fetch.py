@@ -208,3 +208,15 @@ def test_bars_are_for_those_who_watch(
     finally:
         enable_progress_bars()
     assert terminal.getvalue() == ""
+
+
+def test_a_file_system_without_links_holds_each_file_once(
+    hub: Hub, access: HubAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *arguments: False)
+    folder = fetch(REPO, access=access)
+    assert files_in(folder) == pipeline_files()
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
+    assert not [path for path in access.cache_folder.rglob("blobs/*") if path.stat().st_size > 2000]
+    hub.requests.clear()
+    assert fetch(REPO, access=access) == folder and hub.sent() == 0

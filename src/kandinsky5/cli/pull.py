@@ -56,7 +56,11 @@ def pull(
     task = source.variant.task if source.variant is not None else "text-to-image"
     wanted = plan(source.hub_id, need.pipeline(task), revision=revision, access=access)
     to_fetch = check_room(wanted, access)
-    folder = fetch_planned(wanted, access, check_all=True, watch=unseen if quiet else bars)
+    try:
+        folder = fetch_planned(wanted, access, check_all=True, watch=unseen if quiet else bars)
+    except KeyboardInterrupt:
+        typer.echo("kandinsky5: what came is kept; the same command goes on from there.", err=True)
+        raise
     facts = {
         "hub_id": wanted.repo_id,
         "revision": wanted.commit,

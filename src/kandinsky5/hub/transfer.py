@@ -218,26 +218,30 @@ class _Run:
             _discard(path)
         self._drop_stale(file)
         if file.sha256 is not None:
-            self._fetch_large(file)
-            return self._linked(file, revision)
+            return self._fetch_large(file, revision)
         path = self._linked(file, revision, force=self._force)
         if not self._is_right(file, path):
             _discard(path)
             raise CheckpointError(damage(f"{self._wanted.repo_id}/{file.path}"))
         return path
 
-    def _fetch_large(self, file: PlannedFile) -> None:
+    def _fetch_large(self, file: PlannedFile, revision: str) -> Path:
         url = hf_hub_url(
             self._wanted.repo_id, file.path, revision=self._wanted.commit, endpoint=self._access.address
         )
+        blob = _blob(self._wanted, file, self._access)
         fetch_blob(
-            _blob(self._wanted, file, self._access),
+            blob,
             url,
             build_hf_headers(token=self._access.token),
             force=self._force,
             on_fetched=self._on_fetched,
             on_checked=self._on_checked,
         )
+        path = self._linked(file, revision)
+        if not path.is_symlink():  # where there are no links, the client makes a copy
+            blob.path.unlink(missing_ok=True)
+        return path
 
     def _drop_stale(self, file: PlannedFile) -> None:
         """Remove what stands at a file's place with another length: the client would take it for the file."""
