@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -9,7 +10,8 @@ from PIL import Image
 from kandinsky5.cli import demo as command
 from kandinsky5.cli.app import run
 from kandinsky5.demo import pictures
-from kandinsky5.demo.withheld import compositions, foreign_sentences
+from kandinsky5.demo.examination import SETS
+from kandinsky5.demo.withheld import COMPOSITIONS, EDITS, compositions, foreign_sentences
 
 QUICK = ["--count", "2", "--steps", "1", "--batch", "2", "--device", "cpu", "--quiet"]
 
@@ -35,6 +37,13 @@ def test_scores_are_printed_and_written(
     assert record["guidance"] == 3.0, "the checkpoint's own"
     texts = [wrong["text"] for wrong in record["sets"]["compositions"]["wrong"]]
     assert texts == [question.text for question in compositions(2)]
+
+
+def test_the_options_speak_of_the_sets_there_are() -> None:
+    assert [one.value for one in command.Set] == list(SETS)
+    counts = f"{COMPOSITIONS}, {len(foreign_sentences())} and {EDITS}"
+    [option] = [part for part in get_args(command.CountOfSet) if hasattr(part, "help")]
+    assert option.help.endswith(f"Default: {counts}.")
 
 
 def test_one_set_as_json(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

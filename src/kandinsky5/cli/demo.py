@@ -53,7 +53,9 @@ Sets = Annotated[
 ]
 CountOfSet = Annotated[
     int | None,
-    typer.Option("--count", min=1, help="The first so many of each set. Default: 500, 115 and 300."),
+    typer.Option(
+        "--count", min=1, help="So many of each set, the same ones always. Default: 500, 115 and 300."
+    ),
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")]
 SetSeed = Annotated[int, typer.Option(help="Start of the noise; the sets are the same for every seed.")]

@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from kandinsky5.demo import vocabulary as words
 from kandinsky5.demo.claims import Claims, Group, Related, true_relations
 from kandinsky5.demo.layout import position_of
-from kandinsky5.demo.phrasing import Mention, finished, listed, mention, with_article, woven
+from kandinsky5.demo.phrasing import (
+    Mention,
+    finished,
+    listed,
+    mention,
+    plain_mention,
+    with_article,
+    woven,
+)
 from kandinsky5.demo.world import FILLS, Scene, Thing, draw_scene
 
 __all__ = ["WORD_LIMIT", "Caption", "Claims", "Group", "describe", "examples", "names_a_shape", "plain"]
@@ -49,7 +57,7 @@ def plain(scene: Scene) -> Caption:
     said = [
         _said(things, colour=things[0].colour, size=_unless(things[0].size, "medium")) for things in groups
     ]
-    mentions = [_plainly(group) for group in said]
+    mentions = [plain_mention(group) for group in said]
     available = sorted(true_relations(groups), key=lambda related: (related[0] + related[2], related[0]))
     relations = available[:1]
     reached = {a for related in relations for a in (related[0], related[2])} or {0}
@@ -183,15 +191,6 @@ def _said(
 
 def _unless(value: str, default: str) -> str | None:
     return None if value == default else value
-
-
-def _plainly(said: Group) -> Mention:
-    """A group in the first of all words."""
-    singular, plural = next(iter(words.SHAPE_WORDS[said.shape].items()))
-    parts = (said.size, said.fill, said.colour, singular if said.count == 1 else plural)
-    phrase = " ".join(part for part in parts if part)
-    first = with_article(phrase) if said.count == 1 else f"{words.COUNT_WORDS[said.count][0]} {phrase}"
-    return Mention(said=said, first=first, again=f"the {said.colour} {parts[-1]}")
 
 
 def _related(related: Related, mentions: Sequence[Mention], *, first: bool) -> str:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from kandinsky5.demo import vocabulary as words
 from kandinsky5.demo.claims import Group
 from kandinsky5.demo.edits import Edit, Pair, group_of
-from kandinsky5.demo.phrasing import mention, mostly_first, one_of, with_article
+from kandinsky5.demo.phrasing import mention, mostly_first, one_of, plain_mention, with_article
 from kandinsky5.demo.world import Scene, Thing
 
 __all__ = ["instruct", "plain_instruction"]
@@ -126,12 +126,7 @@ def _new(edit: Edit, things: Sequence[Thing], rng: random.Random | None) -> str:
         fill=None if thing.fill == "solid" else thing.fill,
         position=None,
     )
-    if rng is not None:
-        return mention(said, True, rng, terse=False).first
-    singular, plural = _SHAPES[thing.shape][0]
-    parts = (said.size, said.fill, said.colour, singular if said.count == 1 else plural)
-    phrase = " ".join(part for part in parts if part)
-    return with_article(phrase) if said.count == 1 else f"{words.COUNT_WORDS[said.count][0]} {phrase}"
+    return (plain_mention(said) if rng is None else mention(said, True, rng, terse=False)).first
 
 
 def _where(edit: Edit, rng: random.Random | None) -> str:

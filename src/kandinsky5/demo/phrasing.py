@@ -63,6 +63,15 @@ def mention(said: Group, only_one_of_its_shape: bool, rng: random.Random, *, ter
     return Mention(said=said, first=first, again=again if terse else f"the {again}")
 
 
+def plain_mention(said: Group) -> Mention:
+    """A group of a named colour in the first of all words."""
+    singular, plural = next(iter(words.SHAPE_WORDS[said.shape].items()))
+    noun = singular if said.count == 1 else plural
+    phrase = " ".join(part for part in (said.size, said.fill, said.colour, noun) if part)
+    first = with_article(phrase) if said.count == 1 else f"{words.COUNT_WORDS[said.count][0]} {phrase}"
+    return Mention(said=said, first=first, again=f"the {said.colour} {noun}")
+
+
 def _noun_phrase(said: Group, noun: str, colour: str, rng: random.Random, *, terse: bool) -> str:
     size = mostly_first(rng, words.SIZE_WORDS[said.size], 0.6) if said.size else ""
     fill = mostly_first(rng, words.FILL_WORDS[said.fill], 0.6) if said.fill else ""
