@@ -53,20 +53,8 @@ def check_size(
     `multiple` is the VAE's factor times the patch; `largest` is the longest side the network's positions reach.
     Raises RequestError naming the side, its value and the nearest that works.
     """
-    for name, side in (("Width", width), ("Height", height)):
-        if isinstance(side, bool) or not isinstance(side, int):
-            raise RequestError(f"{name} {side!r} is not a whole number of pixels.")
-        if not multiple <= side <= largest:
-            nearest = _nearest_side(side, multiple, largest)
-            raise RequestError(
-                f"{name} {side} is outside {multiple} to {largest}; the nearest that works: {nearest}."
-            )
-        if side % multiple:
-            below = side - side % multiple
-            near = [str(n) for n in (below, below + multiple) if multiple <= n <= largest]
-            raise RequestError(
-                f"{name} {side} is not a multiple of {multiple}; the nearest that is: {' or '.join(near)}."
-            )
+    _check_side("Width", width, multiple, largest)
+    _check_side("Height", height, multiple, largest)
 
 
 def nearest_native(
@@ -97,7 +85,11 @@ def same_shape(
 
 
 def side_for(other: int, source: tuple[int, int], axis: Literal["width", "height"]) -> int:
-    """The side on `axis` that keeps the proportions of a source (width, height) when the other side is `other`."""
+    """The side on `axis` that keeps the proportions of a source (width, height) when the other side is `other`.
+
+    Raises RequestError for an `other` that cannot be run.
+    """
+    _check_side("Height" if axis == "width" else "Width", other, SIZE_MULTIPLE, LARGEST_SIDE)
     width, height = source
     exact = other * width / height if axis == "width" else other * height / width
     return _nearest_side(round(exact), SIZE_MULTIPLE, LARGEST_SIDE)
@@ -109,6 +101,22 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None:
         raise RequestError(f"Size {text!r} is not WIDTHxHEIGHT in pixels, such as 1024x768.")
     return int(match[1]), int(match[2])
+
+
+def _check_side(name: str, side: int, multiple: int, largest: int) -> None:
+    if isinstance(side, bool) or not isinstance(side, int):
+        raise RequestError(f"{name} {side!r} is not a whole number of pixels.")
+    if not multiple <= side <= largest:
+        nearest = _nearest_side(side, multiple, largest)
+        raise RequestError(
+            f"{name} {side} is outside {multiple} to {largest}; the nearest that works: {nearest}."
+        )
+    if side % multiple:
+        below = side - side % multiple
+        near = [str(n) for n in (below, below + multiple) if multiple <= n <= largest]
+        raise RequestError(
+            f"{name} {side} is not a multiple of {multiple}; the nearest that is: {' or '.join(near)}."
+        )
 
 
 def _nearest_side(side: int, multiple: int, largest: int) -> int:

@@ -19,7 +19,7 @@ from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.placement import free_memory, resolve_device, resolve_dtype
 from kandinsky5.prompts import Task
-from kandinsky5.variants import resolve_model
+from kandinsky5.variants import check_task, resolve_model
 
 _LIBRARIES: Final[Mapping[str, Library]] = {
     "transformer": "diffusers",
@@ -98,6 +98,7 @@ def load_pipeline(
         CapacityError: no room on the disk for what is fetched, or in memory for what is loaded.
     """
     source = resolve_model(model)
+    check_task(source, task)
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)
     if source.folder is not None:

@@ -143,6 +143,18 @@ def resolve_model(text: str) -> ModelSource:
     )
 
 
+def check_task(source: ModelSource, task: Task) -> None:
+    """Refuse a model whose row says that it cannot do a task, before anything of it is fetched or read.
+
+    Editing checkpoints make pictures from text too. Raises RequestError with what would work.
+    """
+    if source.variant is not None and task == "editing" and source.variant.task != task:
+        raise RequestError(
+            f"The model {source.variant.name} makes pictures from text only. Editing needs an editing checkpoint: "
+            "i2i-lite-sft (about 29 GB, fetched on first use), or a folder of one."
+        )
+
+
 def close_hub_ids(repo_id: str) -> list[str]:
     """Published hub ids that look like a mistyped one, the closest first; also for the authors' ids without -Diffusers.
 

@@ -184,7 +184,7 @@ class TestLike:
     [
         (
             ["photo.png", "a"],
-            "embedded makes pictures from text only. Editing needs an editing checkpoint: --model i2i",
+            "embedded makes pictures from text only. Editing needs an editing checkpoint: i2i-lite-sft",
         ),
         (["photo.png", "a", "--model", "t2i-lite-sft"], "t2i-lite-sft makes pictures from text only"),
         (["photo.png", *EDIT], "Say what to change: kandinsky5 edit photo.png"),

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+import kandinsky5.hub
 from kandinsky5.engine import DEFAULT_EDIT_TOKENS, Engine
 from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.loading import load_pipeline
 from kandinsky5.pictures import content_hash
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.request import EditRequest, ImageRequest
@@ -128,3 +130,19 @@ class TestRefusals:
 
         with pytest.raises(CapacityError, match="2 of 128x128 at once"):
             engine.generate(request_for(picture(), count=2), picture=picture(), on_step=full)
+
+
+class TestLoading:
+    def test_the_task_chooses_the_class(self, saved_editing_folder: str) -> None:
+        editing = load_pipeline(saved_editing_folder, task="editing", device="cpu", dtype="float32")
+        drawing = load_pipeline(saved_editing_folder, device="cpu", dtype="float32")
+        assert (type(editing), type(drawing)) == (Kandinsky5I2IPipeline, Kandinsky5T2IPipeline)
+
+    def test_a_row_that_cannot_edit_is_refused_before_it_is_fetched(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kandinsky5.hub, "fetch", lambda *_, **__: pytest.fail("fetched"))
+        with pytest.raises(RequestError, match="t2i-lite-sft makes pictures from text only"):
+            load_pipeline("t2i-lite-sft", task="editing", device="cpu")
+        with pytest.raises(RequestError, match="embedded makes pictures from text only"):
+            load_pipeline("embedded", task="editing", device="cpu")

@@ -188,7 +188,9 @@ class TestPlacement:
         drawing = Kandinsky5T2IPipeline(**editing.components)
         drawing.set_progress_bar_config(disable=True)
         assert drawing.transformer is editing.transformer
+        before = drawing.encode_prompt(SHORT)[0]
         drawn = drawing(SHORT, generator=generator(0), num_inference_steps=1).images[0]
-        assert (
-            editing(drawn, SHORT, generator=generator(1), num_inference_steps=1).images[0].size == drawn.size
-        )
+        edited = editing(drawn, SHORT, generator=generator(1), num_inference_steps=1).images[0]
+        assert edited.size == drawn.size
+        after = drawing.encode_prompt(SHORT)[0]
+        assert torch.equal(before, after), "positions of an edit must not stay in the shared encoder"

@@ -180,6 +180,11 @@ class TestRefusals:
         with pytest.raises(RequestError, match=r"file\.png"):
             read_picture(tmp_path / "file.png")
 
+    def test_a_file_that_would_start_a_program(self, tmp_path):
+        picture(40, 30).save(tmp_path / "file.eps")
+        with pytest.raises(RequestError, match=r"file\.eps is not a picture that can be read"):
+            read_picture(tmp_path / "file.eps")
+
     def test_damaged_bytes_are_a_refusal_or_a_picture(self):
         """Never another error, wherever a byte is wrong."""
         rng = np.random.default_rng(0)

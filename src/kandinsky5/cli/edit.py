@@ -15,9 +15,8 @@ from kandinsky5.cli import options
 from kandinsky5.cli.job import Source, changes_of, draw, model_of, plan
 from kandinsky5.cli.picturefile import Provenance, read_provenance
 from kandinsky5.cli.promptlist import read_prompts
-from kandinsky5.errors import RequestError
 from kandinsky5.request import EditRequest, choose_seed
-from kandinsky5.variants import resolve_model
+from kandinsky5.variants import check_task, resolve_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,7 +54,8 @@ def edit(
     by tabs. A picture holds the request that made it, and the hash of its source.
     """
     stored = read_provenance(like) if like is not None else None
-    chosen = _editing_model(model_of(model, stored))
+    chosen = model_of(model, stored)
+    check_task(resolve_model(chosen), "editing")
     changes = changes_of(
         None if size == SIZE_OF_SOURCE else size,
         steps=steps,
@@ -84,17 +84,6 @@ def edit(
         compare=compare,
     )
     draw(job, context.obj)
-
-
-def _editing_model(model: str) -> str:
-    """The model, unless its row says that it cannot edit. Raises RequestError."""
-    known = resolve_model(model)
-    if known.variant is not None and known.variant.task != "editing":
-        raise RequestError(
-            f"The model {known.variant.name} makes pictures from text only. Editing needs an editing checkpoint: "
-            "--model i2i-lite-sft (about 29 GB, fetched on first use), or a folder of one."
-        )
-    return model
 
 
 def _instructions(instruction: str | None, from_file: str | None, stored: Provenance | None) -> Sequence[str]:

@@ -30,6 +30,10 @@ DEEP_MODES: Final = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 """Modes that Pillow's own conversion to RGB clips instead of scaling."""
 
 
+FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read of a file, where this Pillow can. Others have no pixels of their own, or start a program (EPS)."""
+
+
 def read_picture(file: str | Path | BinaryIO) -> Image.Image:
     """The first picture in a file, decoded, upright, in RGB.
 
@@ -39,7 +43,8 @@ def read_picture(file: str | Path | BinaryIO) -> Image.Image:
     name = str(file) if isinstance(file, str | Path) else getattr(file, "name", "The picture")
     with _refusals(name), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below, in words
-        with Image.open(file) as image:
+        Image.init()
+        with Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
             return upright_rgb(image, name)
 
 

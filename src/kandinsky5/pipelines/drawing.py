@@ -176,16 +176,45 @@ class DrawingPipeline(ImagePipeline):
 
     def _conditionings(self, call: Call) -> tuple[Conditioning, Conditioning | None]:
         """One row a picture for each branch, where the network runs."""
-        positive, negative = call.prompts.encoded(
-            lambda texts, pictures: self._encode(texts, call.max_sequence_length, pictures),
-            guided=self.guidance_scale > 1,
-            pictures=[self._shown(picture) for picture in call.pictures],
+        positive, negative = self._encoded(
+            call.prompts, call.pictures, call.max_sequence_length, guided=self.guidance_scale > 1
         )
 
         def rows(prompts: Conditioning) -> Conditioning:
             return prompts.repeat(call.per_prompt).to(self._execution_device, self.transformer.dtype)
 
         return rows(positive), None if negative is None else rows(negative)
+
+    def _encoded(
+        self,
+        prompts: Prompts,
+        pictures: Sequence[Image.Image],
+        max_sequence_length: int,
+        *,
+        guided: bool = False,
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """One row a prompt for the positive branch, and if `guided` for the negative; `pictures` as in a `Call`."""
+        # The vision tower sees half the picture, or half of what it would be at the native area.
+        area = self.default_size[0] * self.default_size[1]
+        return prompts.encoded(
+            lambda texts, shown: self._encode(texts, max_sequence_length, shown),
+            guided=guided,
+            pictures=[halved(picture, area) for picture in pictures],
+        )
+
+    def _prompt_tensors(
+        self,
+        prompts: Prompts,
+        pictures: Sequence[Image.Image],
+        max_sequence_length: int,
+        per_prompt: int,
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `encode_prompt` of both pipelines gives, in diffusers' form."""
+        positive, _ = self._encoded(prompts, pictures, max_sequence_length)
+        positive = positive.to(device, dtype).repeat(per_prompt)
+        return positive.text, positive.pooled, positive.cu_seqlens
 
     def _encode(
         self, texts: Sequence[str], max_sequence_length: int, shown: Sequence[Image.Image] = ()
@@ -216,10 +245,6 @@ class DrawingPipeline(ImagePipeline):
         return build_picture_processor(
             self.tokenizer, self._processor, self.text_encoder.config.vision_config
         )
-
-    def _shown(self, picture: Image.Image) -> Image.Image:
-        """A picture as the vision tower is to see it."""
-        return halved(picture, self.default_size[0] * self.default_size[1])
 
     def _source(self, call: Call, start: Tensor) -> Tensor | None:
         """(B, 1, h, w, C + 1) latents and mask of the sources for an editing network, else None.

@@ -215,15 +215,11 @@ class Kandinsky5I2IPipeline(DrawingPipeline):
         Returns:
             As `Kandinsky5T2IPipeline.encode_prompt`.
         """
-        prompts = Prompts.from_call(prompt, *[None] * 7)
+        prompts = Prompts.of_texts(prompt)
         sources = as_pictures(image)
         prompts.check_pictures(len(sources))
         chosen = self.edit_size([source.size for source in sources], height, width, size)
-        shown = [self._shown(fit_picture(source, chosen, fit)[0]) for source in sources]
-        conditioning, _ = prompts.encoded(
-            lambda texts, pictures: self._encode(texts, max_sequence_length, pictures),
-            guided=False,
-            pictures=shown,
+        fitted = [fit_picture(source, chosen, fit)[0] for source in sources]
+        return self._prompt_tensors(
+            prompts, fitted, max_sequence_length, num_images_per_prompt, device, dtype
         )
-        conditioning = conditioning.to(device, dtype).repeat(num_images_per_prompt)
-        return conditioning.text, conditioning.pooled, conditioning.cu_seqlens

@@ -106,6 +106,11 @@ class Prompts:
             )
         return cls(positive=positive, negative=negative)
 
+    @classmethod
+    def of_texts(cls, prompt: str | list[str]) -> Self:
+        """Prompts without negatives. Raises RequestError for what is no text."""
+        return cls(positive=PromptInput.from_call("prompt", prompt, None, None, None), negative=PromptInput())
+
     def __len__(self) -> int:
         """Prompts, each of which gives one or several pictures."""
         return len(self.positive)

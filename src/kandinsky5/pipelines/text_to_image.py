@@ -143,8 +143,5 @@ class Kandinsky5T2IPipeline(DrawingPipeline):
             Text states (B, L, E) padded on the right, pooled vectors (B, P), cumulative lengths (B + 1,) int32, where
             B is the number of prompts times `num_images_per_prompt`, each prompt's rows next to each other.
         """
-        texts = [prompt] if isinstance(prompt, str) else prompt
-        conditioning = (
-            self._encode(texts, max_sequence_length).to(device, dtype).repeat(num_images_per_prompt)
-        )
-        return conditioning.text, conditioning.pooled, conditioning.cu_seqlens
+        prompts = Prompts.of_texts(prompt)
+        return self._prompt_tensors(prompts, (), max_sequence_length, num_images_per_prompt, device, dtype)
