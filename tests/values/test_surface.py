@@ -59,6 +59,33 @@ OPTIONS = {
     "models": ["--cache-dir", "--json"],
     "verify": ["model", "--files", "--device", "--precision", "--cache-dir", "--quiet -q", "--json"],
     "pull": ["model", "--revision", "--token-file", "--cache-dir", "--quiet -q", "--json"],
+    "demo score": [
+        "model",
+        "-o --output",
+        "--set",
+        "--count",
+        "--steps",
+        "--guidance",
+        "--seed",
+        "--batch",
+        "--device",
+        "--precision",
+        "--quiet -q",
+        "--json",
+    ],
+    "demo pictures": [
+        "model",
+        "-o --output",
+        "--page",
+        "--count",
+        "--steps",
+        "--guidance",
+        "--seed",
+        "--batch",
+        "--device",
+        "--precision",
+        "--quiet -q",
+    ],
 }
 
 
@@ -106,7 +133,9 @@ def test_fields_of_an_edit_come_after_those_of_any_request() -> None:
 
 
 def test_options_of_the_command_line() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    group = commands.pop("demo")
+    commands |= {f"demo {name}": command for name, command in group.commands.items()}
     found = {
         name: [" ".join(parameter.opts) for parameter in command.params if parameter.name != "help"]
         for name, command in commands.items()
