@@ -197,6 +197,10 @@ class TestRefusals:
         with pytest.raises(RequestError, match=words):
             editing(**{"image": picture(), "prompt": INSTRUCTION, **arguments})
 
+    def test_without_an_autoencoder(self, editing_components):
+        with pytest.raises(RequestError, match="without its autoencoder"):
+            Kandinsky5I2IPipeline(**{**editing_components, "vae": None})(picture(), INSTRUCTION)
+
     def test_no_image_at_all(self, editing):
         with pytest.raises(RequestError, match="needs a source picture"):
             editing(prompt=INSTRUCTION)

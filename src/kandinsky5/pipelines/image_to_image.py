@@ -103,6 +103,10 @@ class Kandinsky5I2IPipeline(DrawingPipeline):
             *(negative_prompt_embeds_qwen, negative_prompt_embeds_clip),
             *(prompt_cu_seqlens, negative_prompt_cu_seqlens),
         )
+        if self.vae is None:
+            raise RequestError(
+                "This pipeline was loaded without its autoencoder, which an edit needs for its source."
+            )
         sources = as_pictures(image)
         prompts.check_pictures(len(sources))
         width, height = self.edit_size([source.size for source in sources], height, width, size)
