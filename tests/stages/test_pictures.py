@@ -146,6 +146,13 @@ class TestRefusals:
         with pytest.raises(RequestError, match="196 megapixels; at most 89"):
             as_pictures(image)
 
+    def test_a_lazy_picture_that_is_cut_short(self):
+        stored = io.BytesIO()
+        picture(200, 150).save(stored, "JPEG")
+        image = Image.open(io.BytesIO(stored.getvalue()[:2000]))
+        with pytest.raises(RequestError, match="The picture cannot be read"):
+            as_pictures(image)
+
     def test_the_largest_picture_is_read(self):
         side = 4000
         assert side * side < MAX_PIXELS
