@@ -97,8 +97,7 @@ def train_autoencoder(
     if finished:
         vae = folded(recipe, running, update.average(), scenes)
         vae.save_pretrained(work / FOLDER)
-        unseen = [scenes[number].to(running.device) for number in UNSEEN_BATCHES]
-        _show(vae, unseen, recipe, work, out or work / QUALITY.parent)
+        show_quality(vae, recipe, running, work, out or work / QUALITY.parent)
     return finished
 
 
@@ -258,8 +257,13 @@ def _fold(vae: AutoencoderKL, scenes: PackedScenes, recipe: AutoencoderRecipe, r
     fold_scale(vae, *latent_moments(vae, pictures))
 
 
-def _show(vae: AutoencoderKL, unseen: list[Tensor], recipe: AutoencoderRecipe, work: Path, out: Path) -> None:
+def show_quality(
+    vae: AutoencoderKL, recipe: AutoencoderRecipe, running: Running, work: Path, out: Path
+) -> None:
+    """Measure on scenes that no run sees: figures to `work / QUALITY` and the log, pictures to `out / SHEET`."""
     size = recipe.architecture.image_size
+    scenes = PackedScenes(seed=recipe.seed, batch=recipe.batch)
+    unseen = [scenes[number].to(running.device) for number in UNSEEN_BATCHES]
     quality = measure(vae, unseen, size)
     logger.info("%s", quality)
     save_quality(quality, work / QUALITY)

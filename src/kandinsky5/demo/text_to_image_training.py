@@ -22,6 +22,7 @@ from kandinsky5.demo.architecture import (
     build_text_encoder,
     cast_parameters,
 )
+from kandinsky5.demo.place_probe import PlaceProbe
 from kandinsky5.demo.prompt_tokens import TEXT_LENGTH, PromptTokens
 from kandinsky5.demo.renderer import render
 from kandinsky5.demo.running import CONVOLUTIONS, Running
@@ -41,7 +42,9 @@ class TextToImageRecipe:
     """What decides the result.
 
     `batch` counts rows of the loss; each scene of a batch gives `draws` of them, with times and noise of their own, so
-    that drawing, encoding and reading a caption is paid once for several.
+    that drawing, encoding and reading a caption is paid once for several. `place_weight` of the loss asks the states
+    after a third of the blocks for rows and columns (`place_probe`). `start` is the digest of the weights that a run
+    begins from, empty for random ones.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
@@ -53,16 +56,19 @@ class TextToImageRecipe:
     unconditional: float = 0.1
     shift: float = flow.DEFAULT_SHIFT
     uniform_share: float = 0.5
+    place_weight: float = 0.1
+    start: str = ""
     seed: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModules:
-    """The three modules that train together."""
+    """The three modules that train together, and the probe that goes no further than training."""
 
     network: Kandinsky5Transformer3DModel
     text_encoder: Qwen2_5_VLForConditionalGeneration
     pooled_encoder: CLIPTextModel
+    place_probe: PlaceProbe
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by a name that says where they belong: all but Qwen's vision tower."""
@@ -72,6 +78,7 @@ class TrainedModules:
                 ("network", self.network),
                 ("text_encoder.model.language_model", self.text_encoder.model.language_model),
                 ("pooled_encoder", self.pooled_encoder),
+                ("place_probe", self.place_probe),
             )
             for name, parameter in module.named_parameters()
         }
@@ -84,6 +91,7 @@ def build_modules(recipe: TextToImageRecipe, qwen: Qwen2Tokenizer, clip: CLIPTok
         network=build_network(recipe.architecture),
         text_encoder=build_text_encoder(recipe.architecture, qwen),
         pooled_encoder=build_pooled_encoder(recipe.architecture, clip),
+        place_probe=PlaceProbe(recipe.architecture.model_dim),
     )
 
 
@@ -94,8 +102,12 @@ def train_text_to_image(
     autoencoder: AutoencoderKL,
     qwen: Qwen2Tokenizer,
     clip: CLIPTokenizer,
+    begin: Callable[[TrainedModules], None] = lambda modules: None,
 ) -> bool:
-    """Train, or continue what `work / STATE` holds; returns whether the run is finished."""
+    """Train, or continue what `work / STATE` holds; returns whether the run is finished.
+
+    `begin` may put other weights into fresh modules; the recipe's `start` then says which.
+    """
     tokens = PromptTokens(qwen, clip, recipe.text_length)
     scenes = CaptionedScenes(
         tokens,
@@ -104,7 +116,8 @@ def train_text_to_image(
         unconditional=recipe.unconditional,
     )
     modules = build_modules(recipe, qwen, clip)
-    for module in (modules.network, modules.text_encoder, modules.pooled_encoder):
+    begin(modules)
+    for module in (modules.network, modules.text_encoder, modules.pooled_encoder, modules.place_probe):
         module.to(running.device).train()
         cast_parameters(module, running.dtype)
     update = Update(modules.parameters(), recipe.update)
@@ -145,6 +158,9 @@ class TextToImageGradients:
         self._recipe = recipe
         self._running = running
         self._draw: Callable[[Tensor, int], Tensor] = render
+        self._states: list[Tensor] = []
+        block = modules.network.visual_transformer_blocks[recipe.architecture.visual_blocks // 3]
+        block.register_forward_hook(lambda _block, _inputs, states: self._states.append(states))
         self._compile()
 
     def __call__(self, batch: Mapping[str, Tensor], step: int) -> Mapping[str, Tensor]:
@@ -152,19 +168,21 @@ class TextToImageGradients:
         recipe, running = self._recipe, self._running
         generator = running.generator(recipe.seed, step)
         rows = {name: tensor.to(running.device, non_blocking=True) for name, tensor in batch.items()}
-        losses, times = [], []
+        losses, times, astray = [], [], []
         for part in range(recipe.micro_batches):
             share = {name: tensor.chunk(recipe.micro_batches)[part] for name, tensor in rows.items()}
             latents = self.latents(share["packed"]).repeat(recipe.draws, 1, 1, 1, 1)
             noise = torch.randn(latents.shape, generator=generator, device=latents.device)
             t = draw_times(len(latents), generator, shift=recipe.shift, uniform_share=recipe.uniform_share)
             loss = flow_loss(self._predictor(share), latents, noise, t)
-            (loss.sum() / recipe.batch).backward()
+            astray.append(self._modules.place_probe(self._states.pop()))
+            (loss.sum() / recipe.batch + recipe.place_weight * astray[-1] / recipe.micro_batches).backward()
             self._update.masters.take_gradients()
             losses.append(loss.detach())
             times.append(t)
         loss, t = torch.cat(losses), torch.cat(times)
-        return {"loss": loss.mean(), "loss_by_time": by_time(loss, t)}
+        place = torch.stack(astray).detach().mean()
+        return {"loss": loss.mean(), "loss_by_time": by_time(loss, t), "place": place}
 
     @torch.no_grad()
     def latents(self, packed: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """`python -m kandinsky5.demo.train STAGE... --work DIR`: the recipe of the embedded model, stage by stage.
 
-Stages, in order: tokenizers, autoencoder, text-to-image, export, preview, withheld, archive; and unpack, at home. Each
-reads what the earlier ones left in the working folder. Training stages continue where they stopped, and the stages
-after one that is not finished yet still run (a preview of a half-trained model).
+Stages, in order: tokenizers, autoencoder (or finished-parts, which takes both from a folder), text-to-image, export,
+preview, withheld, archive; and unpack, at home. Each reads what the earlier ones left in the working folder. Training
+stages continue where they stopped, and the stages after one that is not finished yet still run (a preview of a
+half-trained model).
 """
 
 import argparse
@@ -20,7 +21,7 @@ from diffusers import AutoencoderKL
 from kandinsky5.demo.architecture import Architecture
 from kandinsky5.demo.autoencoder_quality import LEAST_THINGS_DB, require_quality
 from kandinsky5.demo.autoencoder_training import FOLDER as AUTOENCODER
-from kandinsky5.demo.autoencoder_training import QUALITY, AutoencoderRecipe, train_autoencoder
+from kandinsky5.demo.autoencoder_training import QUALITY, AutoencoderRecipe, show_quality, train_autoencoder
 from kandinsky5.demo.export import export, pack_archive, unpack_archive
 from kandinsky5.demo.preview import load_exported, save_grid, save_withheld
 from kandinsky5.demo.running import COMPILED_PARTS, Running
@@ -33,6 +34,7 @@ from kandinsky5.demo.text_to_image_training import (
 )
 from kandinsky5.demo.tokenizers import FOLDER as TOKENIZERS
 from kandinsky5.demo.tokenizers import load_tokenizers, save_tokenizers, train_tokenizers
+from kandinsky5.demo.warm_start import digest, take_finished_parts, take_weights
 from kandinsky5.train.run import Limits
 from kandinsky5.train.update import Update, UpdateSettings
 
@@ -42,6 +44,7 @@ EXPORTED = Path("weights")
 STAGES = (
     "tokenizers",
     "autoencoder",
+    "finished-parts",
     "text-to-image",
     "export",
     "preview",
@@ -72,6 +75,7 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
     actions = {
         "tokenizers": _tokenizers,
         "autoencoder": _autoencoder,
+        "finished-parts": _finished_parts,
         "text-to-image": _text_to_image,
         "export": _export,
         "preview": _preview,
@@ -158,7 +162,20 @@ def _text_to_image(options: argparse.Namespace) -> None:
     qwen, clip = load_tokenizers(options.work / TOKENIZERS)
     require_quality(options.work / QUALITY, options.least_things_db)
     autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER, dtype=torch.bfloat16)
-    train_text_to_image(_recipe(options), _running(options), options.work, autoencoder, qwen, clip)
+    begin = (
+        (lambda modules: take_weights(options.start, modules)) if options.start else (lambda modules: None)
+    )
+    train_text_to_image(_recipe(options), _running(options), options.work, autoencoder, qwen, clip, begin)
+
+
+def _finished_parts(options: argparse.Namespace) -> None:
+    """Instead of the stages tokenizers and autoencoder: those of the folder that `--start` names."""
+    if not options.start:
+        raise SystemExit("the stage finished-parts takes them from a folder: --start FOLDER")
+    take_finished_parts(options.start, options.work / TOKENIZERS, options.work / AUTOENCODER)
+    recipe = AutoencoderRecipe(architecture=_architecture(options), seed=options.seed)
+    autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER, dtype=torch.bfloat16)
+    show_quality(autoencoder.to(options.device), recipe, _running(options), options.work, options.out)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -197,6 +214,8 @@ def _recipe(options: argparse.Namespace) -> TextToImageRecipe:
     return TextToImageRecipe(
         architecture=_architecture(options),
         update=UpdateSettings(steps=options.steps, peak=options.peak, warmup=options.warmup),
+        shift=options.shift,
+        start=digest(options.start) if options.start else "",
         batch=options.batch,
         micro_batches=options.micro_batches,
         seed=options.seed,
@@ -236,10 +255,8 @@ def _running(options: argparse.Namespace) -> Running:
 
 
 def _parser() -> argparse.ArgumentParser:
-    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m kandinsky5.demo.train", description=__doc__)
     add = parser.add_argument
-    base = TextToImageRecipe()
     add("stages", nargs="+", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
     add("--work", type=Path, required=True, help="working folder")
     add(
@@ -247,6 +264,14 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="where pictures and the archive go, and where unpack finds it (default: WORK/out)",
     )
+    _add_recipe(parser)
+    _add_running(parser)
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    """What decides the result."""
+    add, base, autoencoder = parser.add_argument, TextToImageRecipe(), AutoencoderRecipe()
     add("--seed", type=int, default=5)
     add(
         "--steps",
@@ -262,8 +287,11 @@ def _parser() -> argparse.ArgumentParser:
         help="parts a batch is computed in, to save memory",
     )
     add("--peak", type=float, default=base.update.peak, help="highest learning rate of the text-to-image run")
+    add("--shift", type=float, default=base.shift, help="how far training times move towards the noise")
+    add(
+        "--start", type=Path, help="published folder whose weights the run begins from (default: random ones)"
+    )
     add("--warmup", type=int, default=200)
-    autoencoder = AutoencoderRecipe()
     add("--autoencoder-steps", type=int, default=autoencoder.update.steps)
     add("--autoencoder-batch", type=int, default=autoencoder.batch)
     add("--autoencoder-peak", type=float, default=autoencoder.update.peak, help="its highest learning rate")
@@ -273,6 +301,12 @@ def _parser() -> argparse.ArgumentParser:
         default=LEAST_THINGS_DB,
         help="train no network on an autoencoder that keeps things worse than this",
     )
+    add("--toy", action="store_true", help="a tiny architecture, to try the recipe on a CPU")
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    """How it is carried out."""
+    add, cuda = parser.add_argument, torch.cuda.is_available()
     add("--max-seconds", type=float, default=math.inf, help="pause a training stage after this long")
     add("--stop-at", type=int, help="pause a training stage at this step")
     add("--sampling-steps", type=int, default=30)
@@ -282,8 +316,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what training computes in")
     add("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2) if cuda else 0)
     add("--compile", nargs="*", choices=COMPILED_PARTS, default=COMPILED_PARTS if cuda else ())
-    add("--toy", action="store_true", help="a tiny architecture, to try the recipe on a CPU")
-    return parser
 
 
 if __name__ == "__main__":

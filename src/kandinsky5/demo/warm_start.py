@@ -1,0 +1,56 @@
+"""A run that begins from published weights instead of from random ones.
+
+Comes in: a folder in the published layout. Goes out: a working folder with its tokenizers and its autoencoder, as if
+they had been trained there, and modules that hold its weights. It does not know how any of them is trained.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, Qwen2_5_VLForConditionalGeneration
+
+from kandinsky5.demo.text_to_image_training import TrainedModules
+from kandinsky5.errors import CheckpointError
+from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def take_finished_parts(folder: Path, tokenizers: Path, autoencoder: Path) -> None:
+    """Copy the tokenizers and the autoencoder of `folder` to where the stages that train them would leave them."""
+    for name in TOKENIZERS:
+        shutil.copytree(folder / name, tokenizers / name, dirs_exist_ok=True)
+    shutil.copytree(folder / "vae", autoencoder, dirs_exist_ok=True)
+
+
+def take_weights(folder: Path, modules: TrainedModules) -> None:
+    """Put the weights of `folder` into modules of the same sizes; raises CheckpointError where sizes differ."""
+    published = {
+        "network": Kandinsky5Transformer3DModel.from_pretrained(folder / "transformer"),
+        "text_encoder": Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder"),
+        "pooled_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder_2"),
+    }
+    for name, module in published.items():
+        wanted: dict[str, Tensor] = getattr(modules, name).state_dict()
+        given: dict[str, Tensor] = module.state_dict()
+        differing = [
+            key
+            for key in wanted | given
+            if key not in wanted or key not in given or wanted[key].shape != given[key].shape
+        ]
+        if differing:
+            raise CheckpointError(f"{folder} cannot begin this run: its {name} differs in {differing[0]}.")
+        with torch.no_grad():
+            for key, tensor in given.items():
+                wanted[key].copy_(tensor)
+
+
+def digest(folder: Path) -> str:
+    """What tells the weights of one folder from those of another: SHA-256 over its tensor files, in order."""
+    sha = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        sha.update(file.read_bytes())
+    return sha.hexdigest()
