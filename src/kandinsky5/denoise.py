@@ -1,16 +1,17 @@
 """Stage: noise and a prompt to latents, by following the network's velocity from t = 1 to t = 0.
 
 Comes in: a `Run` (latents, prompts, guidance), the network, a scheduler whose times are set. Goes out: latents. What a
-caller may change while it runs is in `Run` and is read at every step. The stage refuses to know pipelines, encoders,
-pixels, and how often it is asked.
+caller may change while it runs is in `Run` and is read at every step. Several runs of one size can share a forward pass
+(`RunGroup`), each at its own time. The stage refuses to know pipelines, encoders, pixels, and how often it is asked.
 
 Shapes: B images, h and w latent rows and columns, C latent channels.
 """
 
 import inspect
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,31 @@ class Run:
     source: Tensor | None = None
     batched_guidance: bool = True
     _both: tuple[Conditioning, Conditioning, Conditioning] | None = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether there are two branches."""
+        return self.guidance > 1 and self.negative is not None
+
+    @property
+    def network_input(self) -> Tensor:
+        """(B, 1, h, w, C or 2 C + 1) float32: the latents, with source and mask where there are any."""
+        latents = self.latents.to(torch.float32)
+        return latents if self.source is None else torch.cat([latents, self.source.to(latents)], dim=-1)
+
+    def rows(self) -> "list[Run]":
+        """A run for each image, which no longer waits for the others. Each of them owns its latents."""
+        return [
+            replace(
+                self,
+                latents=self.latents[i : i + 1].clone(),
+                positive=self.positive.rows(i, i + 1),
+                negative=None if self.negative is None else self.negative.rows(i, i + 1),
+                source=None if self.source is None else self.source[i : i + 1],
+                _both=None,
+            )
+            for i in range(len(self.latents))
+        ]
 
     def both_branches(self) -> Conditioning:
         """Negative rows above positive rows; put together again only when a callback has replaced one of them."""
@@ -92,15 +118,60 @@ def denoise(run: Run, *, transformer: Any, scheduler: Any, on_step: OnStep | Non
     return run.latents
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunGroup:
+    """Runs of one size that take a step together; times, prompts, guidance and number of steps are each run's own.
+
+    A run's velocity does not depend on the others: text is padded behind a mask, and nothing else crosses rows.
+    """
+
+    runs: Sequence[Run]
+
+    @cached_property
+    def _conditioning(self) -> Conditioning:
+        """The negative rows of the runs that are guided, above the positive rows of all."""
+        negatives = [run.negative for run in self.runs if run.guided and run.negative is not None]
+        return Conditioning.stack([*negatives, *(run.positive for run in self.runs)])
+
+    @torch.no_grad()
+    def velocities(self, timesteps: Sequence[Tensor], *, transformer: Any) -> list[Tensor]:
+        """The (B, 1, h, w, C) float32 velocity of each run at its own timestep (1000 t), from one forward pass.
+
+        A run alone is evaluated as by `denoise`, in two passes where one does not fit. Raises what the device raises
+        when the pass of several does not fit.
+        """
+        positions = _positions(self.runs[0].latents, transformer.config.patch_size)
+        if len(self.runs) == 1:
+            return [_guided_velocity(self.runs[0], transformer, timesteps[0], positions)]
+        each = list(zip(self.runs, timesteps, strict=True))
+        branches = [*((run, time) for run, time in each if run.guided), *each]
+        found = _velocity(
+            transformer,
+            torch.cat([run.network_input for run, _ in branches]),
+            torch.cat([time.expand(len(run.latents)) for run, time in branches]),
+            self._conditioning,
+            positions,
+        )
+        parts = list(found.split([len(run.latents) for run, _ in branches]))
+        negatives = iter(parts[: len(branches) - len(self.runs)])
+        positives = parts[len(branches) - len(self.runs) :]
+        return [
+            positive if not run.guided else _guided(next(negatives), positive, run.guidance)
+            for run, positive in zip(self.runs, positives, strict=True)
+        ]
+
+
+def _guided(negative: Tensor, positive: Tensor, guidance: float) -> Tensor:
+    return negative + guidance * (positive - negative)
+
+
 def _guided_velocity(run: Run, transformer: Any, timestep: Tensor, positions: list[Tensor]) -> Tensor:
     """(B, 1, h, w, C) float32 velocity at the run's latents."""
-    latents = run.latents.to(torch.float32)
-    if run.source is not None:
-        latents = torch.cat([latents, run.source.to(latents)], dim=-1)
-    if run.guidance <= 1 or run.negative is None:
+    latents = run.network_input
+    if not run.guided:
         return _velocity(transformer, latents, timestep, run.positive, positions)
     negative, positive = _both_velocities(run, transformer, latents, timestep, positions)
-    return negative + run.guidance * (positive - negative)
+    return _guided(negative, positive, run.guidance)
 
 
 def _both_velocities(

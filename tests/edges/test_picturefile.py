@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kandinsky5.cli.picturefile import Provenance, read_provenance, write_picture
-from kandinsky5.cli.targets import PictureFormat
+from kandinsky5.cli.picturefile import read_provenance, write_picture
 from kandinsky5.errors import RequestError
+from kandinsky5.provenance import PictureFormat, Provenance
 from kandinsky5.records import GeneratedImage
 from kandinsky5.request import ImageRequest
 

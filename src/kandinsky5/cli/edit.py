@@ -13,8 +13,9 @@ import typer
 
 from kandinsky5.cli import options
 from kandinsky5.cli.job import Source, changes_of, draw, model_of, plan
-from kandinsky5.cli.picturefile import Provenance, read_provenance
+from kandinsky5.cli.picturefile import read_provenance
 from kandinsky5.cli.promptlist import read_prompts
+from kandinsky5.provenance import Provenance
 from kandinsky5.request import EditRequest, choose_seed
 from kandinsky5.variants import check_task, resolve_model
 

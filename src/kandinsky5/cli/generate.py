@@ -12,9 +12,10 @@ import typer
 
 from kandinsky5.cli import options
 from kandinsky5.cli.job import changes_of, draw, model_of, plan
-from kandinsky5.cli.picturefile import Provenance, read_provenance
+from kandinsky5.cli.picturefile import read_provenance
 from kandinsky5.cli.promptlist import read_prompts
 from kandinsky5.errors import RequestError
+from kandinsky5.provenance import Provenance
 from kandinsky5.request import EditRequest, ImageRequest, choose_seed
 
 

@@ -15,13 +15,14 @@ import typer
 from rich.console import Console
 
 from kandinsky5.cli.hints import hints_for
-from kandinsky5.cli.picturefile import Provenance, check_request_fits, write_picture
+from kandinsky5.cli.picturefile import write_picture
 from kandinsky5.cli.progress import drawing, waiting
 from kandinsky5.cli.pull import quieten_client
-from kandinsky5.cli.targets import PictureFormat, choose_format, comparison_path, plan_paths
+from kandinsky5.cli.targets import choose_format, comparison_path, plan_paths
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import parse_size
 from kandinsky5.prompts import Task
+from kandinsky5.provenance import PictureFormat, Provenance, check_request_fits
 from kandinsky5.request import ImageRequest
 from kandinsky5.variants import EMBEDDED, VARIANTS, resolve_model
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from kandinsky5.cli.targets import PictureFormat
+from kandinsky5.provenance import PictureFormat
 from kandinsky5.variants import VARIANTS
 
 

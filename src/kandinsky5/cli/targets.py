@@ -8,20 +8,11 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 
 from kandinsky5.errors import RequestError
+from kandinsky5.provenance import PictureFormat
 from kandinsky5.request import ImageRequest
-
-
-class PictureFormat(StrEnum):
-    """A file format pictures are written in."""
-
-    png = "png"
-    jpg = "jpg"
-    webp = "webp"
-
 
 FORMAT_OF_SUFFIX = {
     ".png": PictureFormat.png,

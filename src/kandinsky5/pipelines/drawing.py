@@ -99,27 +99,32 @@ class DrawingPipeline(ImagePipeline):
     def _draw(self, call: Call) -> Any:
         """Everything from noise and words to what the caller asked for as `output_type`."""
         steps = self.default_steps if call.num_inference_steps is None else call.num_inference_steps
-        self._guidance_scale = self.default_guidance if call.guidance_scale is None else call.guidance_scale
         self._interrupt = False
+        try:
+            run = self.begin(call)
+            self._denoise(run, steps, self._execution_device, call)
+            return self.finish(run.latents, call.output_type)
+        finally:
+            self.maybe_free_model_hooks()
+
+    @torch.no_grad()
+    def begin(self, call: Call) -> denoise.Run:
+        """The run of a call before its first step: noise, encoded prompts, encoded sources."""
+        self._guidance_scale = self.default_guidance if call.guidance_scale is None else call.guidance_scale
         device, channels = self._execution_device, self.transformer.config.out_visual_dim
         start = self.prepare_latents(
             *(call.rows, channels, call.height, call.width),
             *(torch.float32, device, call.generator, call.latents),
         )
-        try:
-            positive, negative = self._conditionings(call)
-            run = denoise.Run(
-                latents=start,
-                positive=positive,
-                negative=negative,
-                guidance=self.guidance_scale,
-                source=self._source(call, start),
-                batched_guidance=self.batched_guidance,
-            )
-            self._denoise(run, steps, device, call)
-            return self._pictures(run.latents, call.output_type)
-        finally:
-            self.maybe_free_model_hooks()
+        positive, negative = self._conditionings(call)
+        return denoise.Run(
+            latents=start,
+            positive=positive,
+            negative=negative,
+            guidance=self.guidance_scale,
+            source=self._source(call, start),
+            batched_guidance=self.batched_guidance,
+        )
 
     def _check(
         self, width: int, height: int, callback_tensors: list[str] | None, max_sequence_length: int | None
@@ -273,7 +278,8 @@ class DrawingPipeline(ImagePipeline):
 
             denoise.denoise(run, transformer=self.transformer, scheduler=self.scheduler, on_step=on_step)
 
-    def _pictures(self, latents: Tensor, output_type: str) -> Any:
+    @torch.no_grad()
+    def finish(self, latents: Tensor, output_type: str = "pil") -> Any:
         """Latents as what the caller asked for."""
         if output_type == "latent":
             return latents
