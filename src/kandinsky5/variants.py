@@ -1,10 +1,12 @@
 """The checkpoints known by name, and what a `--model` text stands for.
 
 In: a row's name or alias, a folder, a hub id. Out: a `ModelSource` that says where the weights are. The embedded
-model is a row whose folder is package data. Refuses to know: how weights are read, what a folder holds, the network.
+model is a row whose folder is package data; of that folder one thing is read, whether its network edits. Refuses to
+know: how weights are read, what else a folder holds, the network.
 """
 
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +24,23 @@ _PUBLISHED_BYTES: Final = 29_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One checkpoint. `hub_id` is None for the embedded model; None in a default: saved with the weights."""
+    """One checkpoint. `hub_id` is None for the embedded model; None in `made_for` or a default: the weights say it."""
 
     name: str
     aliases: tuple[str, ...] = ()
     hub_id: str | None
-    task: Task
+    made_for: Task | None
     size: tuple[int, int]
     steps: int | None
     guidance: float | None
     shift: float | None
     approximate_bytes: int
     summary: str
+
+    @property
+    def task(self) -> Task:
+        """What it was made for; checkpoints made for editing make pictures from text too."""
+        return self.made_for or _task_of(embedded_folder())
 
 
 def _published(name: str, hub_name: str, task: Task, summary: str, aliases: tuple[str, ...] = ()) -> Variant:
@@ -42,7 +49,7 @@ def _published(name: str, hub_name: str, task: Task, summary: str, aliases: tupl
         name=name,
         aliases=aliases,
         hub_id=f"kandinskylab/{hub_name}",
-        task=task,
+        made_for=task,
         size=(1024, 1024),
         steps=50,
         guidance=3.5,
@@ -57,7 +64,7 @@ VARIANTS: Final[tuple[Variant, ...]] = (
         name=EMBEDDED,
         aliases=("demo",),
         hub_id=None,
-        task="text-to-image",
+        made_for=None,
         size=(256, 256),
         steps=None,
         guidance=None,
@@ -116,6 +123,15 @@ _HUB_ID = re.compile(f"{_PART}/{_PART}")
 def embedded_folder() -> Path:
     """The folder of the embedded model's weights, inside the installed package."""
     return Path(__file__).parent / "demo" / "weights"
+
+
+def _task_of(folder: Path) -> Task:
+    """What the network of a folder was made for. What is wrong with a folder that does not say it, loading tells."""
+    try:
+        network = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+        return "editing" if network["visual_cond"] is True else "text-to-image"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "text-to-image"
 
 
 def resolve_model(text: str) -> ModelSource:

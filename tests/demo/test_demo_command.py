@@ -1,4 +1,4 @@
-"""`kandinsky5 demo score` and `kandinsky5 demo pictures`, with a real toy model."""
+"""`kandinsky5 demo score` and `kandinsky5 demo pictures`, with a real toy model (`judge`: `test_drawn_sets`)."""
 
 import json
 from pathlib import Path
@@ -28,10 +28,11 @@ def test_scores_are_printed_and_written(
     assert run(["demo", "score", model, "-o", str(out), *QUICK]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert [line.split(":")[0] for line in lines if ": 2 " in line] == ["compositions", "foreign"]
+    assert [line.split(":")[0] for line in lines if ": 2 " in line] == list(SETS)
     assert sum(line.startswith("objects ") for line in lines) == 2
+    assert sum(line.startswith("done ") for line in lines) == 1
     assert captured.err == ""
-    assert set(lines[-4:]) == {str(path) for path in out.iterdir()}
+    assert set(lines[-5:]) == {str(path) for path in out.iterdir()}
     record = json.loads((out / "score.json").read_text())
     assert (record["model"], record["steps"], record["seed"]) == (model, 1, 0)
     assert record["guidance"] == 3.0, "the checkpoint's own"
@@ -57,10 +58,10 @@ def test_one_set_as_json(model: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_set_that_the_model_cannot_answer_is_refused(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawing_only: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert run(["demo", "score", model, "--set", "edits", "-o", str(out), *QUICK]) == 2
+    assert run(["demo", "score", str(drawing_only), "--set", "edits", "-o", str(out), *QUICK]) == 2
     assert "cannot answer edits" in capsys.readouterr().err
     assert not out.exists()
 
@@ -95,7 +96,7 @@ def test_pictures_of_the_page_and_its_scores(
     assert run(["demo", "pictures", model, "-o", str(out), "--page", str(page), *QUICK]) == 0
     assert capsys.readouterr().out.splitlines() == [
         str(out / f"embedded-{name}.png")
-        for name in ("grid", "guidance-steps", "failures-compositions", "failures-foreign")
+        for name in ("grid", "guidance-steps", "edits", *(f"failures-{one}" for one in SETS))
     ]
     for file in out.iterdir():
         Image.open(file).verify()

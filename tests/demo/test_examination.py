@@ -42,8 +42,8 @@ FAST = Sampling(steps=1, guidance=3.0, seed=2, batch=2)
 
 
 @pytest.fixture(scope="module")
-def drawing(trained: Path) -> Kandinsky5T2IPipeline:
-    pipeline = Kandinsky5T2IPipeline.from_pretrained(trained / "weights", dtype=torch.float32)
+def drawing(drawing_only: Path) -> Kandinsky5T2IPipeline:
+    pipeline = Kandinsky5T2IPipeline.from_pretrained(drawing_only, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

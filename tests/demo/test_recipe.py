@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors import safe_open
+from transformers import Qwen2VLImageProcessorPil
 
-from kandinsky5.conditioning import encode_prompts
 from kandinsky5.demo.architecture import (
     Architecture,
     build_autoencoder,
@@ -18,23 +19,24 @@ from kandinsky5.demo.architecture import (
     build_text_encoder,
 )
 from kandinsky5.demo.export import PART_BYTES, pack_archive, unpack_archive
-from kandinsky5.demo.preview import draw, load_exported, save_withheld
+from kandinsky5.demo.network_training import NetworkRecipe, build_modules
+from kandinsky5.demo.pictures import edit_grid, prompt_grid
+from kandinsky5.demo.preview import load_exported, save_preview
 from kandinsky5.demo.prompt_tokens import PromptTokens
-from kandinsky5.demo.running import Running
+from kandinsky5.demo.sampling import Sampling
 from kandinsky5.demo.scene_batches import CaptionedScenes
-from kandinsky5.demo.score import claims_from_json
-from kandinsky5.demo.text_to_image_training import TextToImageGradients, TextToImageRecipe, build_modules
 from kandinsky5.demo.tokenizers import load_tokenizers
 from kandinsky5.demo.train import main
 from kandinsky5.demo.warm_start import take_weights
-from kandinsky5.demo.withheld import compositions
 from kandinsky5.demo.world import MAX_THINGS
 from kandinsky5.errors import CheckpointError
-from kandinsky5.prompts import TEXT_TO_IMAGE
+from kandinsky5.loading import load_pipeline
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.train.state_file import load_state
-from kandinsky5.train.update import Update, UpdateSettings
+from kandinsky5.train.update import Update
+from tests.pipelines.editing_peer import PictureProcessor
 
-from .conftest import TOY
+from .conftest import TOY, toy_recipe
 
 CPU = torch.device("cpu")
 
@@ -66,12 +68,16 @@ def test_what_is_loaded_is_the_average_that_was_trained(trained: Path) -> None:
     modules = build_modules(recipe, qwen, clip)
     before = {name: p.detach().clone() for name, p in modules.parameters().items()}
     update = Update(modules.parameters(), recipe.update)
-    update.restore(*load_state(trained / "text_to_image/state.safetensors"))
+    update.restore(*load_state(trained / "network/state.safetensors"))
     loaded = {
         **{f"network.{name}": p for name, p in pipeline.transformer.named_parameters()},
         **{
             f"text_encoder.model.language_model.{name}": p
             for name, p in pipeline.text_encoder.model.language_model.named_parameters()
+        },
+        **{
+            f"text_encoder.model.visual.{name}": p
+            for name, p in pipeline.text_encoder.model.visual.named_parameters()
         },
         **{f"pooled_encoder.{name}": p for name, p in pipeline.text_encoder_2.named_parameters()},
     }
@@ -87,57 +93,15 @@ def test_what_is_loaded_is_the_average_that_was_trained(trained: Path) -> None:
 def test_a_run_may_begin_from_published_weights(trained: Path, tmp_path: Path) -> None:
     folder, work = trained / "weights", tmp_path / "warm"
     options = [*TOY, "--work", str(work), "--start", str(folder), "--peak", "0", "--steps", "1"]
-    main(["finished-parts", "text-to-image", "export", *options])
+    main(["finished-parts", "network", "export", *options])
     before, after = load_exported(folder, CPU), load_exported(work / "weights", CPU)
     for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
         old, new = getattr(before, name).state_dict(), getattr(after, name).state_dict()
         assert {key for key in old if not torch.equal(old[key], new[key])} == set(), name
     qwen, clip = load_tokenizers(work / "tokenizers")
-    other = build_modules(TextToImageRecipe(), qwen, clip)
+    other = build_modules(NetworkRecipe(), qwen, clip)
     with pytest.raises(CheckpointError, match="network differs in"):
         take_weights(folder, other)
-
-
-def toy_recipe(trained: Path) -> TextToImageRecipe:
-    values = load_state(trained / "text_to_image/state.safetensors")[1]["recipe"]
-    architecture = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("architecture").items()}
-    update = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("update").items()}
-    return TextToImageRecipe(
-        architecture=Architecture(**architecture), update=UpdateSettings(**update), **values
-    )
-
-
-def test_training_conditions_as_the_pipeline_does(trained: Path) -> None:
-    """The unmasked, padded forward of training gives real tokens the states that the conditioning stage gives."""
-    recipe = toy_recipe(trained)
-    qwen, clip = load_tokenizers(trained / "tokenizers")
-    modules = build_modules(recipe, qwen, clip)
-    update = Update(modules.parameters(), recipe.update)
-    tokens = PromptTokens(qwen, clip)
-    autoencoder = AutoencoderKL.from_pretrained(trained / "autoencoder/vae")
-    running = Running(device=CPU, dtype=torch.float32)
-    training = TextToImageGradients(modules, autoencoder, tokens.crop, update, recipe, running)
-    prompts = ["a red circle to the left of a blue square", "", "two stars"]
-    rows = tokens.rows(prompts)
-    with torch.no_grad():
-        text, pooled = training.encode(rows.ids, rows.clip_ids)
-        expected = encode_prompts(
-            prompts,
-            TEXT_TO_IMAGE,
-            text_encoder=modules.text_encoder,
-            tokenizer=qwen,
-            text_encoder_2=modules.pooled_encoder,
-            tokenizer_2=clip,
-            max_tokens=512,
-            device=CPU,
-            dtype=torch.float32,
-        )
-    length = expected.text.shape[1]
-    assert torch.equal(rows.mask[:, :length], expected.mask) and not rows.mask[:, length:].any()
-    torch.testing.assert_close(
-        text[:, :length][expected.mask], expected.text[expected.mask], rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(pooled, expected.pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_a_broken_run_is_the_unbroken_one(trained: Path, tmp_path: Path) -> None:
@@ -145,9 +109,9 @@ def test_a_broken_run_is_the_unbroken_one(trained: Path, tmp_path: Path) -> None
     for part in ("tokenizers", "autoencoder"):
         (tmp_path / part).symlink_to(trained / part)
     toy = [*TOY, "--work", str(tmp_path), "--dtype", "float32", "--workers", "2", "--device", "cpu"]
-    main(["text-to-image", *toy])
-    expected, values = load_state(trained / "text_to_image/state.safetensors")
-    found, found_values = load_state(tmp_path / "text_to_image/state.safetensors")
+    main(["network", *toy])
+    expected, values = load_state(trained / "network/state.safetensors")
+    found, found_values = load_state(tmp_path / "network/state.safetensors")
     assert values == found_values
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
@@ -180,30 +144,48 @@ def test_an_archive_comes_home_whole_and_a_missing_part_is_noticed(trained: Path
         unpack_archive(tmp_path / "out", "weights", tmp_path / "home")
 
 
-def test_withheld_scenes_are_drawn_with_what_they_claim(trained: Path, tmp_path: Path) -> None:
-    pipeline = load_exported(trained / "weights", CPU)
-    save_withheld(pipeline, tmp_path, count=5, steps=1, guidance=3.0, seed=5, columns=2)
-    entries = json.loads((tmp_path / "withheld.json").read_text())
-    assert [(e["sheet"], e["row"], e["column"]) for e in entries] == [
-        (0, 0, 0),
-        (0, 0, 1),
-        (0, 1, 0),
-        (0, 1, 1),
-        (1, 0, 0),
-    ]
-    questions = compositions(5)
-    assert [e["prompt"] for e in entries] == [question.text for question in questions]
-    assert [claims_from_json(e["claims"]) for e in entries] == [question.claims for question in questions]
-    assert Image.open(tmp_path / "withheld-0.png").size == (128, 128)
-    assert Image.open(tmp_path / "withheld-1.png").size == (128, 64)
+def test_the_folder_draws_and_edits(trained: Path, tmp_path: Path) -> None:
+    """One set of weights behind both pipelines; the preview shows both, and the withheld answers come home whole."""
+    folder = str(trained / "weights")
+    drawing = load_pipeline(folder, device="cpu")
+    editing = load_pipeline(folder, task="editing", device="cpu")
+    assert (type(drawing), type(editing)) == (Kandinsky5T2IPipeline, Kandinsky5I2IPipeline)
+    source = drawing("a red circle", num_inference_steps=2).image[0]
+    edited = editing(source, "make it blue", num_inference_steps=2).image[0]
+    assert source.size == edited.size == (64, 64)
+    preview = tmp_path / "preview.png"
+    fast = Sampling(steps=1, batch=8)
+    save_preview(load_exported(trained / "weights", CPU), preview, fast)
+    prompts, edits = prompt_grid(drawing, fast), edit_grid(editing, fast)
+    assert Image.open(preview).size == (max(prompts.width, edits.width), prompts.height + edits.height)
 
 
-def test_the_noise_of_a_picture_does_not_depend_on_its_neighbours(trained: Path) -> None:
-    pipeline = load_exported(trained / "weights", CPU)
-    both = draw(pipeline, ["a red circle", "two stars"], steps=2, guidance=3.0, seed=1)
-    alone = draw(pipeline, ["a red circle"], steps=2, guidance=3.0, seed=1)
-    assert both.shape == (2, 3, 64, 64)
-    assert (both[:1] - alone).abs().max() < 0.05  # bfloat16, other batch
+def test_diffusers_own_pipelines_load_the_folder(trained: Path) -> None:
+    """All but Qwen's processor, whose video half needs torchvision. Its editing pipeline edits; its other one has no
+    zeros for source and mask, and so draws with no network that edits, of whatever folder.
+    """
+    qwen, _ = load_tokenizers(trained / "weights")
+    pictures = Qwen2VLImageProcessorPil.from_pretrained(trained / "weights/tokenizer")
+    brought = {
+        "tokenizer": PictureProcessor(image_processor=pictures, tokenizer=qwen),
+        "dtype": torch.float32,
+    }
+    arguments = {
+        "prompt": "make it blue",
+        "height": 64,
+        "width": 64,
+        "num_inference_steps": 1,
+        "output_type": "np",
+    }
+    editing = diffusers.Kandinsky5I2IPipeline.from_pretrained(trained / "weights", **brought)
+    drawing = diffusers.Kandinsky5T2IPipeline.from_pretrained(trained / "weights", **brought)
+    for pipeline in (editing, drawing):
+        assert type(pipeline.transformer).__module__.startswith("diffusers.")
+        pipeline.resolutions = [(64, 64)]
+        pipeline.set_progress_bar_config(disable=True)
+    assert editing(Image.new("RGB", (64, 64), "red"), **arguments).image.shape == (1, 64, 64, 3)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        drawing(**arguments)
 
 
 def test_the_embedded_model_fits_its_budget(trained: Path) -> None:
@@ -216,4 +198,5 @@ def test_the_embedded_model_fits_its_budget(trained: Path) -> None:
             build_pooled_encoder(size, clip),
             build_autoencoder(size),
         ]
+    assert modules[0].config.visual_cond
     assert sum(p.numel() for m in modules for p in m.parameters()) * 2 <= 56e6

@@ -1,21 +1,16 @@
-"""Pairing claims with what is seen, and the table, the command and the sheet of failures."""
+"""Pairing claims with what is seen, and the table and the sheet of failures."""
 
-import json
 import random
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from kandinsky5.demo.captions import describe
 from kandinsky5.demo.claims import Claims, Group, Related
+from kandinsky5.demo.examination import true_picture
 from kandinsky5.demo.failures import failing_cells, failure_sheet, faults
 from kandinsky5.demo.recognition import NEUTRAL, Found, Sight, look
-from kandinsky5.demo.renderer import pack, render
-from kandinsky5.demo.score import claims_from_json, claims_to_json, main, read_entries, score_all
-from kandinsky5.demo.scorer import Report, checked
+from kandinsky5.demo.scorer import Report, checked, score
 from kandinsky5.demo.sheets import BACKGROUND, BETWEEN, CELL_WIDTH
 from kandinsky5.demo.tables import MEASURES, Tally, as_json, as_text, tabulate
 from kandinsky5.demo.world import Scene, draw_scene
@@ -170,67 +165,21 @@ def test_the_table_counts_every_judgement_once() -> None:
     assert " -  " in as_text(tabulate([]))
 
 
-def test_claims_travel_as_json() -> None:
-    rng = random.Random(2)
-    for _ in range(20):
-        claims = describe(draw_scene(rng), rng).claims
-        assert claims_from_json(json.loads(json.dumps(claims_to_json(claims)))) == claims
-
-
-@pytest.fixture
-def withheld(tmp_path: Path) -> Path:
-    """Seven pictures as `preview.save_withheld` leaves them, on sheets of two by two; the sixth has no things."""
+def test_the_sheet_shows_failures_only() -> None:
     rng = random.Random(9)
     scenes = [draw_scene(rng, split="withheld") for _ in range(7)]
     captions = [describe(scene, rng) for scene in scenes]
-    bare = Scene(things=(), ground=scenes[5].ground)
-    entries = []
-    for first in range(0, 7, 4):
-        here = list(range(first, min(first + 4, 7)))
-        sheet = Image.new("RGB", (512, 256 * -(-len(here) // 2)))
-        for place, index in enumerate(here):
-            picture = render(pack([bare if index == 5 else scenes[index]]))[0]
-            values = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-            sheet.paste(Image.fromarray(values), (place % 2 * 256, place // 2 * 256))
-            at = {"sheet": first // 4, "row": place // 2, "column": place % 2}
-            entries.append({**at, "prompt": captions[index].text, "claims": asdict(captions[index].claims)})
-        sheet.save(tmp_path / f"withheld-{first // 4}.png")
-    file = tmp_path / "withheld.json"
-    file.write_text(json.dumps(entries))
-    return file
-
-
-def test_the_command_scores_what_a_run_left_behind(
-    withheld: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main([str(withheld), "--json", str(tmp_path / "s.json"), "--failures", str(tmp_path / "f.png")])
-    assert "whole                 85.7%      6 of 7" in capsys.readouterr().out
-    written = json.loads((tmp_path / "s.json").read_text())
-    assert written["table"]["whole"] == {"right": 6, "cases": 7, "share": 6 / 7}
-    [wrong] = written["wrong"]
-    assert wrong["caption"] == list(read_entries(withheld))[5].caption
-    assert wrong["faults"][0].startswith("no ")
-    assert Image.open(tmp_path / "f.png").size[0] == 6 * CELL_WIDTH + 5 * BETWEEN
-
-
-def test_a_missing_list_is_said_to_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path / "withheld.json")])
-    assert "withheld.json" in capsys.readouterr().err
-
-
-def test_the_sheet_shows_failures_only(withheld: Path) -> None:
-    entries = list(read_entries(withheld))
-    images = [entry.image for entry in entries]
-    reports = score_all(np.stack(images), [entry.claims for entry in entries])
+    scenes[5] = Scene(things=(), ground=scenes[5].ground)
+    images = [true_picture(scene, 256) for scene in scenes]
+    reports = [score(image, caption.claims) for image, caption in zip(images, captions, strict=True)]
     assert [bool(faults(one)) for one in reports] == [not one.whole for one in reports]
-    cells = failing_cells(images, reports, [entry.caption for entry in entries])
+    assert faults(reports[5])[0].startswith("no ")
+    cells = failing_cells(images, reports, [caption.text for caption in captions])
     sheet = np.asarray(failure_sheet(cells))
+    assert sheet.shape[1] == 6 * CELL_WIDTH + 5 * BETWEEN
     np.testing.assert_array_equal(sheet[:CELL_WIDTH, :CELL_WIDTH], images[5])
     assert (sheet[:CELL_WIDTH, CELL_WIDTH:] == BACKGROUND).all(), "only one is wrong"
     assert (sheet[CELL_WIDTH:, :CELL_WIDTH] != BACKGROUND).any(), "with words under it"
-    with pytest.raises(ValueError, match="zip"):
-        score_all(images, [])
 
 
 def test_every_fault_has_words() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kandinsky5 import variants
 from kandinsky5.cli.app import run
 from kandinsky5.cli.comparison import GAP
 from kandinsky5.cli.picturefile import read_provenance
@@ -182,10 +183,6 @@ class TestLike:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["photo.png", "a"],
-            "embedded makes pictures from text only. Editing needs an editing checkpoint: i2i-lite-sft",
-        ),
         (["photo.png", "a", "--model", "t2i-lite-sft"], "t2i-lite-sft makes pictures from text only"),
         (["photo.png", *EDIT], "Say what to change: kandinsky5 edit photo.png"),
         (["photo.png", " ", *EDIT], "empty"),
@@ -242,6 +239,22 @@ def test_a_source_becomes_an_edited_picture(
     assert shaped.size == (144, 112)
     assert run(["edit", "c.png", *arguments[2:], "-o", "d.png", "--seed", "5", "--size", "144x112"]) == 0
     assert np.abs(np.asarray(read_picture("d.png"), int) - np.asarray(shaped, int)).max() > 8
+
+
+def test_the_embedded_model_edits_as_soon_as_its_weights_do(
+    saved_folder: str,
+    saved_editing_folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The default model of the command, with nothing but other weights in its folder."""
+    monkeypatch.setattr(variants, "embedded_folder", lambda: Path(saved_folder))
+    assert run(["edit", "photo.png", "make it blue", *REAL, "-o", "a.png"]) == 2
+    refusal = "embedded makes pictures from text only. Editing needs an editing checkpoint: i2i-lite-sft"
+    assert refusal in capsys.readouterr().err
+    monkeypatch.setattr(variants, "embedded_folder", lambda: Path(saved_editing_folder))
+    assert run(["edit", "photo.png", "make it blue", *REAL, "-o", "a.png"]) == 0
+    assert read_provenance(Path("a.png")).model == "embedded"
 
 
 def test_a_text_to_image_folder_is_refused_in_words(

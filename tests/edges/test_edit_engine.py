@@ -144,5 +144,3 @@ class TestLoading:
         monkeypatch.setattr(kandinsky5.hub, "fetch", lambda *_, **__: pytest.fail("fetched"))
         with pytest.raises(RequestError, match="t2i-lite-sft makes pictures from text only"):
             load_pipeline("t2i-lite-sft", task="editing", device="cpu")
-        with pytest.raises(RequestError, match="embedded makes pictures from text only"):
-            load_pipeline("embedded", task="editing", device="cpu")

@@ -24,6 +24,7 @@ from kandinsky5.prompts import EDITING, TEXT_TO_IMAGE
 
 TINY = Architecture(
     image_size=64,
+    editing=False,
     vocabulary=700,
     model_dim=64,
     ff_dim=96,

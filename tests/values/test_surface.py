@@ -73,6 +73,7 @@ OPTIONS = {
         "--quiet -q",
         "--json",
     ],
+    "demo judge": ["folder", "-o --output", "--json"],
     "demo pictures": [
         "model",
         "-o --output",

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 import kandinsky5
+from kandinsky5 import variants
 from kandinsky5.errors import RequestError
-from kandinsky5.variants import EMBEDDED, VARIANTS, close_hub_ids, resolve_model
+from kandinsky5.variants import EMBEDDED, VARIANTS, check_task, close_hub_ids, resolve_model
 
 SFT = "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"
 
@@ -18,8 +19,8 @@ def test_the_published_checkpoints_and_the_embedded_one_are_known() -> None:
         "kandinskylab/Kandinsky-5.0-I2I-Lite-pretrain-Diffusers",
     }
     for variant in VARIANTS:
-        assert (variant.task == "editing") == (variant.hub_id is not None and "I2I" in variant.hub_id)
         if variant.hub_id is not None:
+            assert (variant.task == "editing") == ("I2I" in variant.hub_id)
             assert (variant.size, variant.steps, variant.guidance, variant.shift) == (
                 (1024, 1024),
                 50,
@@ -44,6 +45,33 @@ def test_the_embedded_model_is_a_folder_of_the_package() -> None:
     source = resolve_model(EMBEDDED)
     assert source.folder == Path(kandinsky5.__file__).parent / "demo" / "weights"
     assert source.name == EMBEDDED
+
+
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        ('{"visual_cond": true}', "editing"),
+        ('{"visual_cond": false}', "text-to-image"),
+        ("{}", "text-to-image"),
+        ('{"visual_cond', "text-to-image"),
+        (None, "text-to-image"),
+    ],
+)
+def test_the_embedded_models_task_is_what_its_weights_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None, task: str
+) -> None:
+    """Also where they are broken: loading says how, whatever is asked of them."""
+    monkeypatch.setattr(variants, "embedded_folder", lambda: tmp_path)
+    (tmp_path / "transformer").mkdir()
+    if config is not None:
+        (tmp_path / "transformer" / "config.json").write_text(config)
+    source = resolve_model(EMBEDDED)
+    assert source.variant is not None and source.variant.task == task
+    if task == "editing":
+        check_task(source, "editing")
+    else:
+        with pytest.raises(RequestError, match="embedded makes pictures from text only"):
+            check_task(source, "editing")
 
 
 def test_a_folder_comes_before_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

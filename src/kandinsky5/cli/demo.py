@@ -1,4 +1,4 @@
-"""`kandinsky5 demo score` and `kandinsky5 demo pictures`: how good a model of the embedded model's world is.
+"""`kandinsky5 demo score`, `judge` and `pictures`: how good a model of the embedded model's world is.
 
 In: a model of the published layout, and how to draw. Out: a table on standard output, files in a folder; the bar goes
 to standard error. Refuses to know: what is asked, how pictures are scored.
@@ -87,16 +87,27 @@ def score(
     console = Console(stderr=True)
     engine = _open(context, model, device, dtype, console, quiet)
     from kandinsky5.demo.sampling import Sampling
-    from kandinsky5.demo.scorecard import save_scores, score_record, score_text
 
     sampling = Sampling(steps=steps, guidance=guidance, seed=seed, batch=batch)
-    cards, facts = _examine(engine, _chosen(sets, engine), count, sampling, console, quiet)
-    paths = save_scores(cards, facts, output)
-    if as_json:
-        typer.echo(json.dumps(score_record(cards, facts)))
-        return
-    typer.echo(score_text(cards))
-    typer.echo("\n" + "\n".join(str(path) for path in paths))
+    _report(*_examine(engine, _chosen(sets, engine), count, sampling, console, quiet), output, as_json)
+
+
+@demo.command()
+def judge(
+    folder: Annotated[Path, typer.Argument(help="What the recipe's stage withheld wrote.", metavar="FOLDER")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the files go, over older ones.")
+    ] = Path("score"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score pictures of the withheld sets that were drawn elsewhere: the same tables and files as score."""
+    _require_scipy()
+    from kandinsky5.demo.drawn_sets import load_drawn
+    from kandinsky5.demo.examination import judge as judged
+
+    drawn = load_drawn(folder)
+    facts = {"drawn": str(folder), "kandinsky5": __version__, **drawn.facts}
+    _report([judged(name, pictures) for name, pictures in drawn.pictures.items()], facts, output, as_json)
 
 
 @demo.command()
@@ -151,6 +162,18 @@ def pictures(
         typer.echo(write_whole(output / name, sheet.save))
 
 
+def _report(cards: Sequence["Examined"], facts: dict[str, Any], output: Path, as_json: bool) -> None:
+    """Write the scores, and print them."""
+    from kandinsky5.demo.scorecard import save_scores, score_record, score_text
+
+    paths = save_scores(cards, facts, output)
+    if as_json:
+        typer.echo(json.dumps(score_record(cards, facts)))
+        return
+    typer.echo(score_text(cards))
+    typer.echo("\n" + "\n".join(str(path) for path in paths))
+
+
 def _require_scipy() -> None:
     if find_spec("scipy") is None:
         raise RequestError(
@@ -166,10 +189,6 @@ def _open(
     console: Console,
     quiet: bool,
 ) -> "Engine":
-    if find_spec("scipy") is None:
-        raise RequestError(
-            "Scores read pixels with scipy, which is not installed: pip install 'kandinsky5[demo]'."
-        )
     source = resolve_model(model)
     with waiting(console, f"Loading {source.name}", shown=not quiet and source.hub_id is None):
         engine: Engine = context.obj(model, device, dtype.value)

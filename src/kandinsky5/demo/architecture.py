@@ -34,9 +34,13 @@ MAX_SHARD = "15MB"
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Every size that is not the published system's. The defaults are the embedded model: 27 M parameters, 55 MB."""
+    """Every size that is not the published system's. The defaults are the embedded model: 27 M parameters, 55 MB.
+
+    `editing` networks also take a source picture, and without one still draw from text.
+    """
 
     image_size: int = 256
+    editing: bool = True
     vocabulary: int = 1152
     model_dim: int = 320
     ff_dim: int = 1024
@@ -58,7 +62,7 @@ class Architecture:
 
 
 def build_network(size: Architecture) -> Kandinsky5Transformer3DModel:
-    """The text-to-image diffusion transformer."""
+    """The diffusion transformer."""
     return Kandinsky5Transformer3DModel(
         in_visual_dim=LATENT_CHANNELS,
         out_visual_dim=LATENT_CHANNELS,
@@ -71,12 +75,12 @@ def build_network(size: Architecture) -> Kandinsky5Transformer3DModel:
         num_text_blocks=size.text_blocks,
         num_visual_blocks=size.visual_blocks,
         axes_dims=size.axes_dims,
-        visual_cond=False,
+        visual_cond=size.editing,
     )
 
 
 def build_text_encoder(size: Architecture, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """Qwen2.5-VL: the language model is trained along; the vision tower stays as initialised until editing needs it."""
+    """Qwen2.5-VL, its head tied to the embeddings. Drawing needs the language model, editing the vision tower too."""
 
     def token(text: str) -> int:
         return tokenizer.convert_tokens_to_ids(text)

@@ -16,8 +16,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from kandinsky5.demo.preview import save_sheet
 from kandinsky5.demo.renderer import render
+from kandinsky5.demo.sampling import as_bytes
+from kandinsky5.demo.sheets import tiled
 from kandinsky5.errors import CheckpointError
 
 LEAST_THINGS_DB = 24.0
@@ -88,7 +89,8 @@ def save_reconstructions(vae: AutoencoderKL, packed: Tensor, size: int, path: Pa
     """One PNG with pictures of packed scenes in the upper row and what is decoded of their latents below."""
     pictures = render(packed, size)
     decoded = vae.decode(vae.encode(pictures.to(vae.dtype)).latent_dist.mean).sample.float().clamp(-1, 1)
-    save_sheet((torch.cat([pictures, decoded]) + 1) / 2, path, columns=len(packed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tiled(list(as_bytes((torch.cat([pictures, decoded]) + 1) / 2)), columns=len(packed)).save(path)
 
 
 def save_quality(quality: Quality, path: Path) -> None:

@@ -34,7 +34,7 @@ class InstructedEdits(Dataset[dict[str, Tensor]]):
 
     * `source`, `target` (B, MAX_THINGS + 1, features) float32, as `renderer.render` takes them;
     * `ids` (B, prefix + length), `mask`, `clip_ids`, as `PromptRows`, small integers as int32;
-    * `positions` (3, B, prefix + length) int32, see `text_positions`.
+    * `positions` (B, 3, prefix + length) int32, see `text_positions`.
 
     A share `unconditional` of the instructions is empty, with the picture still there: what guidance compares with.
     `tokens` are those of `edit_tokens`.
@@ -69,7 +69,7 @@ class InstructedEdits(Dataset[dict[str, Tensor]]):
             "ids": rows.ids.to(torch.int32),
             "mask": rows.mask,
             "clip_ids": rows.clip_ids.to(torch.int32),
-            "positions": text_positions(rows.ids, self._tokens.picture_token).to(torch.int32),
+            "positions": text_positions(rows.ids, self._tokens.picture_token).movedim(0, 1).to(torch.int32),
         }
 
 

@@ -1,7 +1,7 @@
 """A checkpoint answers the withheld sets: every picture is drawn, scored, and what is wrong is kept to be looked at.
 
-Comes in: a loaded pipeline, the name of a set, how many of it, how to draw. Goes out: an `Examined`. The order of
-things only: `withheld` asks, `sampling` draws, the scorers judge, `tables` counts.
+Comes in: a loaded pipeline, the name of a set, how many of it, how to draw; or pictures that were drawn elsewhere. Goes
+out: an `Examined`. The order of things only: `withheld` asks, `sampling` draws, the scorers judge, `tables` counts.
 """
 
 from collections import defaultdict
@@ -29,6 +29,7 @@ from kandinsky5.demo.tables import Table, mean_untouched, tabulate, tabulate_edi
 from kandinsky5.demo.withheld import (
     COMPOSITIONS,
     EDITS,
+    EditQuestion,
     Question,
     compositions,
     foreign_sentences,
@@ -75,22 +76,43 @@ def examine(
     sampling: Sampling | None = None,
     on_step: OnStep | None = None,
 ) -> Examined:
-    """Draw and score the first `count`, or all, of one of `SETS`.
+    """Draw and score the first `count`, or all, of one of `SETS`. Raises what `draw_set` does."""
+    return judge(name, draw_set(pipeline, name, count, sampling, on_step))
+
+
+def draw_set(
+    pipeline: Pipeline,
+    name: str,
+    count: int | None = None,
+    sampling: Sampling | None = None,
+    on_step: OnStep | None = None,
+) -> list[Picture]:
+    """A checkpoint's answers to the first `count`, or all, of one of `SETS`.
 
     Raises:
         KeyError: a set that does not exist.
         RequestError: edits of a network that takes no source picture.
     """
     sampling = sampling or Sampling()
+    if name != "edits":
+        return list(draw_prompts(pipeline, texts_of(name, count), sampling, on_step))
+    sources = _sources(_edits(count), side_of(pipeline))
+    return list(draw_edits(pipeline, sources, texts_of(name, count), sampling, on_step))
+
+
+def texts_of(name: str, count: int | None = None) -> list[str]:
+    """The first `count`, or all, prompts or instructions of one of `SETS`; KeyError for others."""
     if name == "edits":
-        return _examine_edits(pipeline, EDITS if count is None else count, sampling, on_step)
-    ask: Callable[[], list[Question]] = {
-        "compositions": lambda: compositions(COMPOSITIONS if count is None else count),
-        "foreign": lambda: foreign_sentences(count),
-    }[name]
-    questions = ask()
+        return [question.text for question in _edits(count)]
+    return [question.text for question in _questions(name, count)]
+
+
+def judge(name: str, pictures: Sequence[Picture]) -> Examined:
+    """Score answers to the first so many of one of `SETS`; KeyError for others."""
+    if name == "edits":
+        return _judge_edits(pictures)
+    questions = _questions(name, len(pictures))
     texts = [question.text for question in questions]
-    pictures = list(draw_prompts(pipeline, texts, sampling, on_step))
     reports = [score(picture, q.claims) for picture, q in zip(pictures, questions, strict=True)]
     return Examined(
         name=name,
@@ -110,12 +132,26 @@ def true_picture(scene: Scene, size: int) -> Picture:
     return as_bytes((render(pack([scene]), size) + 1) / 2)[0]
 
 
-def _examine_edits(pipeline: Pipeline, count: int, sampling: Sampling, on_step: OnStep | None) -> Examined:
-    questions = withheld_edits(count)
+def _questions(name: str, count: int | None) -> list[Question]:
+    ask: Callable[[], list[Question]] = {
+        "compositions": lambda: compositions(COMPOSITIONS if count is None else count),
+        "foreign": lambda: foreign_sentences(count),
+    }[name]
+    return ask()
+
+
+def _edits(count: int | None) -> list[EditQuestion]:
+    return withheld_edits(EDITS if count is None else count)
+
+
+def _sources(questions: Sequence[EditQuestion], side: int) -> list[Picture]:
+    return [true_picture(question.edit.source, side) for question in questions]
+
+
+def _judge_edits(results: Sequence[Picture]) -> Examined:
+    questions = _edits(len(results))
     texts = [question.text for question in questions]
-    side = side_of(pipeline)
-    sources = [true_picture(question.edit.source, side) for question in questions]
-    results = list(draw_edits(pipeline, sources, texts, sampling, on_step))
+    sources = _sources(questions, len(results[0]) if results else 0)
     reports = [
         score_edit(question.edit, source, result)
         for question, source, result in zip(questions, sources, results, strict=True)

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL
 
 from kandinsky5.demo.architecture import MAX_SHARD, build_scheduler, cast_parameters, size_table
 from kandinsky5.demo.autoencoder_training import FOLDER as AUTOENCODER
-from kandinsky5.demo.text_to_image_training import STATE, TextToImageRecipe, build_modules
+from kandinsky5.demo.network_training import STATE, NetworkRecipe, build_modules
 from kandinsky5.demo.tokenizers import FOLDER as TOKENIZERS
 from kandinsky5.demo.tokenizers import load_tokenizers
 from kandinsky5.errors import CheckpointError
@@ -44,10 +44,14 @@ MODEL_INDEX: Mapping[str, Any] = {
     "transformer": ["diffusers", "Kandinsky5Transformer3DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-"""The published index, and two settings that depend on the checkpoint."""
+"""The published index, and two settings that depend on the checkpoint.
+
+The class that it names is for those who name none; both pipelines load a folder whose network edits, and what the
+network does is in its own config.
+"""
 
 
-def export(recipe: TextToImageRecipe, work: Path, folder: Path) -> None:
+def export(recipe: NetworkRecipe, work: Path, folder: Path) -> None:
     """Write the averaged weights of a run, its autoencoder and its tokenizers to `folder`, replacing what is there.
 
     Raises CheckpointError where `work` holds no state, or one that belongs to another architecture.

@@ -1,7 +1,7 @@
-"""Pictures with words under them, many on one sheet, to look at.
+"""Many pictures on one sheet: with words under them, to look at, or edge to edge, to be taken apart again.
 
-Comes in: cells of one or more pictures, a text, and remarks. Goes out: one PIL picture. Knows nothing of what the
-pictures show.
+Comes in: pictures, or cells of one or more pictures, a text, and remarks. Goes out: one PIL picture. Knows nothing of
+what the pictures show.
 """
 
 import textwrap
@@ -29,6 +29,27 @@ class Cell:
     pictures: tuple[NDArray[np.uint8], ...]
     text: str
     remark: str = ""
+
+
+def tiled(pictures: Sequence[NDArray[np.uint8]], *, columns: int) -> Image.Image:
+    """Pictures (S, S, 3) uint8 row by row without gaps, at their own size; cells left over are black."""
+    side = len(pictures[0])
+    sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side))
+    for place, picture in enumerate(pictures):
+        sheet.paste(Image.fromarray(picture), (place % columns * side, place // columns * side))
+    return sheet
+
+
+def untiled(sheet: Image.Image, *, columns: int, count: int) -> list[NDArray[np.uint8]]:
+    """The pictures of a sheet that `tiled` made. Raises ValueError for a sheet that is not of so many."""
+    side = sheet.width // columns
+    if sheet.size != (columns * side, -(-count // columns) * side):
+        raise ValueError(
+            f"{sheet.width}x{sheet.height} is no sheet of {count} pictures in {columns} columns."
+        )
+    pixels = np.asarray(sheet.convert("RGB"))
+    places = (divmod(number, columns) for number in range(count))
+    return [pixels[row * side : (row + 1) * side, at * side : (at + 1) * side] for row, at in places]
 
 
 def sheet_of(cells: Sequence[Cell], *, columns: int, lines: int) -> Image.Image:

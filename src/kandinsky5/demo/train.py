@@ -1,9 +1,9 @@
 """`python -m kandinsky5.demo.train STAGE... --work DIR`: the recipe of the embedded model, stage by stage.
 
-Stages, in order: tokenizers, autoencoder (or finished-parts, which takes both from a folder), text-to-image, export,
-preview, withheld, archive; and unpack, at home. Each reads what the earlier ones left in the working folder. Training
-stages continue where they stopped, and the stages after one that is not finished yet still run (a preview of a
-half-trained model).
+Stages, in order: tokenizers, autoencoder (or finished-parts, which takes both from a folder), network (drawing and
+editing at once), export, preview, withheld, archive; and unpack, at home. Each reads what the earlier ones left in the
+working folder. Training stages continue where they stopped, and the stages after one that is not finished yet still run
+(a preview of a half-trained model).
 """
 
 import argparse
@@ -22,16 +22,19 @@ from kandinsky5.demo.architecture import Architecture
 from kandinsky5.demo.autoencoder_quality import LEAST_THINGS_DB, require_quality
 from kandinsky5.demo.autoencoder_training import FOLDER as AUTOENCODER
 from kandinsky5.demo.autoencoder_training import QUALITY, AutoencoderRecipe, show_quality, train_autoencoder
+from kandinsky5.demo.examination import SETS
 from kandinsky5.demo.export import export, pack_archive, unpack_archive
-from kandinsky5.demo.preview import load_exported, save_grid, save_withheld
-from kandinsky5.demo.running import COMPILED_PARTS, Running
-from kandinsky5.demo.scene_batches import PackedScenes
-from kandinsky5.demo.text_to_image_training import (
-    TextToImageGradients,
-    TextToImageRecipe,
+from kandinsky5.demo.network_training import (
+    NetworkGradients,
+    NetworkRecipe,
     build_modules,
-    train_text_to_image,
+    task_tokens,
+    train_network,
 )
+from kandinsky5.demo.preview import load_exported, save_preview, save_withheld
+from kandinsky5.demo.running import COMPILED_PARTS, Running
+from kandinsky5.demo.sampling import Sampling
+from kandinsky5.demo.scene_batches import PackedScenes
 from kandinsky5.demo.tokenizers import FOLDER as TOKENIZERS
 from kandinsky5.demo.tokenizers import load_tokenizers, save_tokenizers, train_tokenizers
 from kandinsky5.demo.warm_start import digest, take_finished_parts, take_weights
@@ -41,11 +44,12 @@ from kandinsky5.train.update import Update, UpdateSettings
 logger = logging.getLogger("kandinsky5.demo.train")  # not __name__, which is "__main__" here
 
 EXPORTED = Path("weights")
+TOY_BATCH = 32
 STAGES = (
     "tokenizers",
     "autoencoder",
     "finished-parts",
-    "text-to-image",
+    "network",
     "export",
     "preview",
     "withheld",
@@ -76,7 +80,7 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
         "tokenizers": _tokenizers,
         "autoencoder": _autoencoder,
         "finished-parts": _finished_parts,
-        "text-to-image": _text_to_image,
+        "network": _network,
         "export": _export,
         "preview": _preview,
         "withheld": _withheld,
@@ -89,7 +93,7 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
 def smoke(options: argparse.Namespace) -> None:
     """Every stage, briefly, in a folder of its own: a rehearsal of the long runs on the machine at hand.
 
-    The text-to-image run is stopped half-way and continued, as the real one will be.
+    The network's run is stopped half-way and continued, as the real one will be.
     """
     short = argparse.Namespace(**vars(options))
     short.work = options.work / "smoke"
@@ -100,8 +104,8 @@ def smoke(options: argparse.Namespace) -> None:
     for stage, stop_at in (
         ("tokenizers", None),
         ("autoencoder", None),
-        ("text-to-image", 20),
-        ("text-to-image", None),
+        ("network", 20),
+        ("network", None),
         ("export", None),
         ("preview", None),
         ("withheld", None),
@@ -127,12 +131,14 @@ def _measure_drawing(options: argparse.Namespace) -> None:
     modules = build_modules(recipe, qwen, clip)
     update = Update(modules.parameters(), recipe.update)
     autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER)
-    training = TextToImageGradients(modules, autoencoder, 0, update, recipe, running)
+    training = NetworkGradients(
+        modules, autoencoder, task_tokens(recipe, qwen, clip), update, recipe, running
+    )
     packed = PackedScenes(seed=options.seed, batch=recipe.batch)[0].to(options.device)
-    training.latents(packed).sum().item()
+    training.encode_scenes(packed)[1].sum().item()
     began = time.monotonic()
     for _ in range(4):
-        training.latents(packed).sum().item()
+        training.encode_scenes(packed)[1].sum().item()
     rate = 4 * recipe.batch / (time.monotonic() - began)
     logger.info("drawing and encoding alone: %.0f pictures a second", rate)
 
@@ -158,14 +164,14 @@ def _autoencoder(options: argparse.Namespace) -> None:
     train_autoencoder(recipe, _running(options), options.work, options.out)
 
 
-def _text_to_image(options: argparse.Namespace) -> None:
+def _network(options: argparse.Namespace) -> None:
     qwen, clip = load_tokenizers(options.work / TOKENIZERS)
     require_quality(options.work / QUALITY, options.least_things_db)
     autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER, dtype=torch.bfloat16)
     begin = (
         (lambda modules: take_weights(options.start, modules)) if options.start else (lambda modules: None)
     )
-    train_text_to_image(_recipe(options), _running(options), options.work, autoencoder, qwen, clip, begin)
+    train_network(_recipe(options), _running(options), options.work, autoencoder, qwen, clip, begin)
 
 
 def _finished_parts(options: argparse.Namespace) -> None:
@@ -183,22 +189,18 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _preview(options: argparse.Namespace) -> None:
-    pipeline = load_exported(options.work / EXPORTED, options.device)
-    path = options.out / "grid.png"
-    save_grid(pipeline, path, steps=options.sampling_steps, guidance=options.guidance, seed=options.seed)
+    path = options.out / "preview.png"
+    save_preview(load_exported(options.work / EXPORTED, options.device), path, _sampling(options))
     logger.info("%s", path)
 
 
 def _withheld(options: argparse.Namespace) -> None:
     pipeline = load_exported(options.work / EXPORTED, options.device)
-    save_withheld(
-        pipeline,
-        options.out,
-        count=options.count,
-        steps=options.sampling_steps,
-        guidance=options.guidance,
-        seed=options.seed,
+    paths = save_withheld(
+        pipeline, options.out, sets=options.sets, count=options.count, sampling=_sampling(options)
     )
+    for path in paths:
+        logger.info("%s %.2f MiB", path, path.stat().st_size / 2**20)
 
 
 def _archive(options: argparse.Namespace) -> None:
@@ -210,13 +212,24 @@ def _unpack(options: argparse.Namespace) -> None:
     logger.info("%s", unpack_archive(options.out, EXPORTED.name, options.work / "unpacked"))
 
 
-def _recipe(options: argparse.Namespace) -> TextToImageRecipe:
-    return TextToImageRecipe(
+def _sampling(options: argparse.Namespace) -> Sampling:
+    return Sampling(
+        steps=options.sampling_steps,
+        guidance=options.guidance,
+        seed=options.seed,
+        batch=options.drawn_at_once,
+    )
+
+
+def _recipe(options: argparse.Namespace) -> NetworkRecipe:
+    return NetworkRecipe(
         architecture=_architecture(options),
         update=UpdateSettings(steps=options.steps, peak=options.peak, warmup=options.warmup),
         shift=options.shift,
         start=digest(options.start) if options.start else "",
-        batch=options.batch,
+        batch=options.batch or (TOY_BATCH if options.toy else NetworkRecipe.batch),
+        draws=options.draws,
+        edited=options.edited,
         micro_batches=options.micro_batches,
         seed=options.seed,
     )
@@ -271,22 +284,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     """What decides the result."""
-    add, base, autoencoder = parser.add_argument, TextToImageRecipe(), AutoencoderRecipe()
+    add, base, autoencoder = parser.add_argument, NetworkRecipe(), AutoencoderRecipe()
     add("--seed", type=int, default=5)
     add(
         "--steps",
         type=int,
         default=base.update.steps,
-        help="length of the text-to-image run; may change until its decay begins",
+        help="length of the network's run; may change until its decay begins",
     )
-    add("--batch", type=int, default=base.batch)
+    add("--batch", type=int, help=f"rows of a step (default: {base.batch}; {TOY_BATCH} with --toy)")
+    add("--draws", type=int, default=base.draws, help="rows that each scene of a batch gives")
+    add("--edited", type=float, default=base.edited, help="share of the scenes that are edits")
     add(
         "--micro-batches",
         type=int,
         default=base.micro_batches,
         help="parts a batch is computed in, to save memory",
     )
-    add("--peak", type=float, default=base.update.peak, help="highest learning rate of the text-to-image run")
+    add("--peak", type=float, default=base.update.peak, help="highest learning rate of the network's run")
     add("--shift", type=float, default=base.shift, help="how far training times move towards the noise")
     add(
         "--start", type=Path, help="published folder whose weights the run begins from (default: random ones)"
@@ -309,9 +324,11 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     add, cuda = parser.add_argument, torch.cuda.is_available()
     add("--max-seconds", type=float, default=math.inf, help="pause a training stage after this long")
     add("--stop-at", type=int, help="pause a training stage at this step")
-    add("--sampling-steps", type=int, default=30)
-    add("--guidance", type=float, default=3.0)
-    add("--count", type=int, default=300, help="withheld scenes to draw")
+    add("--sampling-steps", type=int, help="of preview and withheld (default: as exported)")
+    add("--guidance", type=float, help="likewise")
+    add("--drawn-at-once", type=int, default=100 if cuda else 8, help="likewise; changes only their time")
+    add("--sets", nargs="+", choices=SETS, default=("compositions", "edits"), help="sets that withheld draws")
+    add("--count", type=int, help="so many of each set (default: all)")
     add("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"))
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what training computes in")
     add("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2) if cuda else 0)
