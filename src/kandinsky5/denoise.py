@@ -9,7 +9,8 @@ Shapes: B images, h and w latent rows and columns, C latent channels.
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -108,14 +109,29 @@ def denoise(run: Run, *, transformer: Any, scheduler: Any, on_step: OnStep | Non
         (B, 1, h, w, C) float32 latents; those of the last step taken if the run was stopped.
     """
     positions = _positions(run.latents, transformer.config.patch_size)
-    for i, timestep in enumerate(scheduler.timesteps):
-        if run.stop:
-            break
-        velocity = _guided_velocity(run, transformer, timestep, positions)
-        run.latents = scheduler.step(velocity, timestep, run.latents, return_dict=False)[0]
-        if on_step is not None:
-            on_step(i, timestep, run)
+    with _expected(transformer, scheduler.timesteps):
+        for i, timestep in enumerate(scheduler.timesteps):
+            if run.stop:
+                break
+            velocity = _guided_velocity(run, transformer, timestep, positions)
+            run.latents = scheduler.step(velocity, timestep, run.latents, return_dict=False)[0]
+            if on_step is not None:
+                on_step(i, timestep, run)
     return run.latents
+
+
+@contextmanager
+def _expected(transformer: Any, times: Tensor) -> Iterator[None]:
+    """Tell a network that can prepare for it which times it will see, and that it will see them no more."""
+    expect = getattr(transformer, "expect_times", None)  # another's network of the same signature has none
+    if expect is None:
+        yield
+        return
+    expect(times)
+    try:
+        yield
+    finally:
+        expect(times[:0])
 
 
 @dataclass(frozen=True, kw_only=True)

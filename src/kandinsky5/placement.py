@@ -1,20 +1,37 @@
-"""Where a pipeline runs and in which dtype: the one place where "auto" is resolved, and logged; and the room there.
+"""Where a pipeline runs, in which dtype and mode: the one place where "auto" is resolved, and logged; the room there.
 
-Comes in: names of devices and dtypes. Goes out: torch's, and bytes. Refuses to know pipelines and checkpoints.
+Comes in: names of devices, dtypes and modes, and a network to be put into a mode. Goes out: torch's names, what a mode
+is on a device and why, and bytes. Refuses to know pipelines and checkpoints.
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import torch
 
 from kandinsky5.errors import RequestError
+from kandinsky5.model.fast import FastPath, prepare_for_speed
+from kandinsky5.model.kernels import kernels_for, why_no_triton
+from kandinsky5.model.quantising import quantise
+from kandinsky5.model.scaled import ScaledLinear, why_no_float8_products
+from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """How the command line names them."""
+
+MODES: Final = MappingProxyType(
+    {
+        "exact": "the ordinary arithmetic in fewer passes over memory",
+        "fp8": "the same with the visual blocks' products in float8, each row with its own scale",
+    }
+)
+"""Ways to evaluate the network other than the ordinary one. None is chosen unless asked for."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -58,6 +75,70 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in known:
         raise RequestError(f"dtype {name!r} is not one of auto, {', '.join(known)}.")
     return known[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """What one of `MODES` is on a device.
+
+    kernels: "triton" or "eager", who computes what stands between the products.
+    products: the dtype that the visual blocks' layers are multiplied in.
+    reasons: why it is not all that it could be, in words; empty where it is.
+    """
+
+    name: str
+    kernels: str
+    products: str
+    reasons: tuple[str, ...]
+
+
+def resolve_mode(name: str, device: torch.device, dtype: torch.dtype) -> Mode:
+    """What a mode would be for a network of that dtype on a device. It runs everywhere, but is not faster everywhere.
+
+    Raises:
+        RequestError: an unknown mode.
+    """
+    if name not in MODES:
+        raise RequestError(f"mode {name!r} is not one of {', '.join(MODES)}.")
+    plain = str(dtype).removeprefix("torch.")
+    reasons, products = [why_no_triton(device, float8=name == "fp8")], plain
+    if name == "fp8":
+        reasons.append(why_no_float8_products(device, dtype))
+        products = "float8" if reasons[-1] is None else "float8 weights, widened to float32"
+    return Mode(
+        name=name,
+        kernels=kernels_for(device, float8=name == "fp8").name,
+        products=products,
+        reasons=tuple(reason for reason in reasons if reason is not None),
+    )
+
+
+def use_mode(network: Kandinsky5Transformer3DModel, name: str | None, *, graphs: bool = False) -> Mode | None:
+    """Put a network into a mode, on the device and in the dtype where it is, and log what that is.
+
+    Args:
+        network: fp8 replaces layers of its visual blocks for good, at half their memory.
+        name: one of `MODES`; None is the ordinary way, which only an exact network can go back to.
+        graphs: replay CUDA graphs where nothing changes between steps but tensors.
+
+    Raises:
+        RequestError: an unknown mode, a network with unfused adapters or another quantisation (fp8), or a way back
+            from fp8.
+    """
+    is_float8 = any(isinstance(module, ScaledLinear) for module in network.modules())
+    if is_float8 and name != "fp8":
+        raise RequestError(f"A network in fp8 has lost what mode {name!r} needs; load it again.")
+    if name is None:
+        network.fast_path = None
+        return None
+    mode = resolve_mode(name, network.device, network.dtype)
+    if name == "fp8":
+        quantise(network)
+    prepare_for_speed(network)
+    network.fast_path = FastPath(kernels_for(network.device, float8=name == "fp8"), graphs=graphs)
+    because = f" ({'; '.join(mode.reasons)})" if mode.reasons else ""
+    logger.info("mode: %s, %s kernels, products in %s%s", name, mode.kernels, mode.products, because)
+    return mode
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

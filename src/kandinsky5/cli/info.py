@@ -6,6 +6,7 @@ known, on standard output. Refuses to know: how those choices are made; it asks 
 
 import json
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -30,9 +31,10 @@ def info(
 
 def describe(device: str = "auto", precision: str = "auto") -> dict[str, Any]:
     """Everything `info` prints, as a JSON object. Imports torch, downloads nothing."""
-    from kandinsky5.placement import free_memory, resolve_device, resolve_dtype
+    from kandinsky5.placement import MODES, free_memory, resolve_device, resolve_dtype, resolve_mode
 
     chosen = resolve_device(device)
+    dtype = resolve_dtype(precision, chosen)
     return {
         "versions": {
             "kandinsky5": __version__,
@@ -43,11 +45,12 @@ def describe(device: str = "auto", precision: str = "auto") -> dict[str, Any]:
         "devices": _devices(),
         "chosen": {
             "device": str(chosen),
-            "dtype": str(resolve_dtype(precision, chosen)).removeprefix("torch."),
+            "dtype": str(dtype).removeprefix("torch."),
             "free_bytes": free_memory(chosen),
         },
         "attention": _attention_backend(),
         "kernels": "eager",
+        "modes": [asdict(resolve_mode(name, chosen, dtype)) for name in MODES],
         "models": _models(),
     }
 
@@ -120,6 +123,7 @@ def _as_text(facts: dict[str, Any]) -> str:
     lines.append(f"{'chosen':<16} {chosen['device']}, {chosen['dtype']}{free}")
     lines.append(f"{'attention':<16} {facts['attention']}")
     lines.append(f"{'kernels':<16} {facts['kernels']}")
+    lines += [_mode_line(mode) for mode in facts["modes"]]
     lines.append("")
     for model in facts["models"]:
         size = f"{model['size'][0]}x{model['size'][1]}"
@@ -128,6 +132,12 @@ def _as_text(facts: dict[str, Any]) -> str:
             f"model {model['name']:<18} {model['task']:<14} {size:<10} {place:<17} {model['hub_id'] or ''}"
         )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _mode_line(mode: dict[str, Any]) -> str:
+    """A mode that `placement.use_mode` would put a network into here, and why it is no faster than that."""
+    because = f": {'; '.join(mode['reasons'])}" if mode["reasons"] else ""
+    return f"mode {mode['name']:<11} on request: {mode['kernels']} kernels, products in {mode['products']}{because}"
 
 
 def _absence(model: dict[str, Any]) -> str:

@@ -25,7 +25,9 @@ from kandinsky5.model.embeddings import (
     text_rotation,
     visual_rotation,
 )
+from kandinsky5.model.fast import FastPath
 from kandinsky5.model.loading import CheckedLoading
+from kandinsky5.model.prompt_table import Prompt
 
 MAX_TEXT_POSITIONS = 1024
 MAX_VISUAL_POSITIONS = 128
@@ -58,6 +60,9 @@ class Kandinsky5Transformer3DModel(CheckedLoading, ModelMixin, ConfigMixin, Peft
             attention_wH, attention_add_sta, attention_method: settings of the video models' sparse attention. They
             are in the published `config.json`, where "regular" attention has no use for them, and are kept so that a
             saved config is the one that was loaded.
+
+    Attributes:
+        fast_path: evaluates a forward pass in the blocks' place when set (`model.fast`); None by default.
 
     Raises:
         RequestError: a sparse `attention_type`, or widths that do not divide into heads.
@@ -126,6 +131,7 @@ class Kandinsky5Transformer3DModel(CheckedLoading, ModelMixin, ConfigMixin, Peft
         )
         self.out_layer = OutputLayer(model_dim, time_dim, out_visual_dim, patch_size)
         self.gradient_checkpointing = False
+        self.fast_path: FastPath | None = None
 
     def forward(
         self,
@@ -174,27 +180,46 @@ class Kandinsky5Transformer3DModel(CheckedLoading, ModelMixin, ConfigMixin, Peft
             text_rope_pos,
             encoder_attention_mask,
         )
+        prompt = Prompt(
+            text=encoder_hidden_states,
+            pooled=pooled_projections,
+            positions=text_rope_pos,
+            mask=None if encoder_attention_mask is None else encoder_attention_mask.to(torch.bool),
+        )
+        visual_turn = visual_rotation(visual_rope_pos, self.config.axes_dims, scale_factor)
+        if self.fast_path is not None and self.fast_path.takes(self):
+            velocity = self.fast_path(self, hidden_states, prompt, timestep, visual_turn)
+        else:
+            velocity = self._velocity(hidden_states, prompt, timestep, visual_turn)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def expect_times(self, times: Tensor) -> None:
+        """Say which times (1000 t) a run is about to ask for, so that a fast path prepares them together.
+
+        None at all when the run is over. Without a fast path nothing is prepared.
+        """
+        if self.fast_path is not None:
+            self.fast_path.expect(times)
+
+    def _velocity(
+        self, latents: Tensor, prompt: Prompt, timestep: Tensor | float | int, visual_turn: Tensor
+    ) -> Tensor:
+        """`forward` after its checks, block by block."""
         # The norm's weight is never quantised, adapted or kept in float32: it has the dtype the blocks run in.
         dtype = self.text_embeddings.norm.weight.dtype
-        ends_dtype = torch.promote_types(hidden_states.dtype, dtype)
-        mask = None if encoder_attention_mask is None else encoder_attention_mask.to(torch.bool)
+        ends_dtype = torch.promote_types(latents.dtype, dtype)
 
-        time = self._time_vector(timestep, pooled_projections.to(dtype))
-        if mask is not None:  # zero times what stands in the padding must be zero, even if that is no number
-            encoder_hidden_states = encoder_hidden_states.masked_fill(~mask[..., None], 0)
-        text = self.text_embeddings(encoder_hidden_states.to(dtype)).to(dtype)
-        text_turn = text_rotation(text_rope_pos, sum(self.config.axes_dims))
+        time = self._time_vector(timestep, prompt.pooled.to(dtype))
+        text = self._embedded_text(prompt)
+        text_turn = text_rotation(prompt.positions, sum(self.config.axes_dims))
         for block in self.text_transformer_blocks:
-            text = self._run(block, text, mask, time, text_turn)
+            text = self._run(block, text, prompt.mask, time, text_turn)
 
-        patches = self.visual_embeddings(hidden_states.to(ends_dtype)).to(dtype)
+        patches = self.visual_embeddings(latents.to(ends_dtype)).to(dtype)
         grid, visual = patches.shape[1:4], patches.flatten(1, 3)
-        visual_turn = visual_rotation(visual_rope_pos, self.config.axes_dims, scale_factor)
         for block in self.visual_transformer_blocks:
-            visual = self._run(block, visual, text, mask, time, visual_turn)
-
-        velocity = self.out_layer(visual.to(ends_dtype), time, grid).to(hidden_states.dtype)
-        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+            visual = self._run(block, visual, text, prompt.mask, time, visual_turn)
+        return self.out_layer(visual.to(ends_dtype), time, grid).to(latents.dtype)
 
     def fuse_qkv_projections(self) -> None:
         """Not possible: adapters, quantisation and checkpoints address query, key and value by their own names."""
@@ -219,6 +244,15 @@ class Kandinsky5Transformer3DModel(CheckedLoading, ModelMixin, ConfigMixin, Peft
                 f"timestep must be a scalar or one a row ({len(pooled)}), got {len(time)} times."
             )
         return self.time_embeddings(time.expand(len(pooled))) + pooled_embedding
+
+    def _embedded_text(self, prompt: Prompt) -> Tensor:
+        """(B, L, D) before the text blocks, in the dtype the blocks run in."""
+        dtype, text = self.text_embeddings.norm.weight.dtype, prompt.text
+        if (
+            prompt.mask is not None
+        ):  # zero times what stands in the padding must be zero, even if that is no number
+            text = text.masked_fill(~prompt.mask[..., None], 0)
+        return self.text_embeddings(text.to(dtype)).to(dtype)
 
     def _run(self, block: nn.Module, *args: Any) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

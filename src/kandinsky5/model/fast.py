@@ -1,0 +1,258 @@
+"""The fast way through the network: the same arithmetic in fewer passes over memory.
+
+Comes in: a network, and what its `forward` was given. Goes out: the velocity. Prompt and times are computed ahead
+(`prompt_table`), the stretches between products in one pass each (`kernels`), layers that read the same rows in one
+product (`products`), and on request the whole as a CUDA graph (`graph`). It holds no weights: each step reads them from
+the network's layers, so casts, moves, merged and unmerged adapters count at once. The network calls it from inside its
+own `forward`, so hooks on the network fire. Refuses to know: guidance, schedules, who chose it (`placement`).
+
+Shapes: B batch, N visual tokens, L text tokens, D width, A heads of K channels.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from kandinsky5.model.graph import CapturedCall
+from kandinsky5.model.kernels import EAGER, Kernels, Rows
+from kandinsky5.model.products import lay_together, product, products, read_float8
+from kandinsky5.model.prompt_table import Prompt, PromptTable, Step
+
+logger = logging.getLogger(__name__)
+
+TABLE_BYTES: Final = 2**28
+"""Memory for a prompt's window of steps: 27 steps of two rows at the published size."""
+
+KEPT_TABLES: Final = 2
+"""The two branches of a run that evaluates them in turn."""
+
+KEPT_GRAPHS: Final = 4
+"""Sizes that are replayed without a new capture."""
+
+
+class FastPath:
+    """What `Kandinsky5Transformer3DModel.fast_path` is set to.
+
+    Args:
+        kernels: who computes the stretches between products.
+        graphs: replay CUDA graphs, one a size; for CUDA devices.
+    """
+
+    def __init__(self, kernels: Kernels = EAGER, *, graphs: bool = False):
+        self.kernels = kernels
+        self.graphs = graphs
+        self._ahead: list[float] = []
+        self._tables: list[PromptTable] = []
+        self._captured: dict[tuple, CapturedCall] = {}
+        self._weights: tuple[int, ...] = ()
+        self._said: str | None = None
+
+    def expect(self, times: Tensor) -> None:
+        """The times (1000 t) that a run is about to visit, in their order; none when it is over.
+
+        Only for these is anything kept from one evaluation to the next, and not while adapters are loaded, whose
+        strength may change from step to step.
+        """
+        self._ahead = times.tolist()
+        self._tables.clear()
+
+    def takes(self, network: Any) -> bool:
+        """Whether the network can be evaluated this way now. Why not is logged when it changes."""
+        obstacle = self.obstacle(network)
+        if obstacle is not None and obstacle != self._said:
+            logger.warning("Not the fast way through the network: %s.", obstacle)
+        self._said = obstacle
+        return obstacle is None
+
+    def obstacle(self, network: Any) -> str | None:
+        """Why the network cannot be evaluated this way now, in words; None where it can."""
+        if torch.is_grad_enabled() and any(p.requires_grad for p in network.parameters()):
+            return "gradients are wanted, and the fused kernels have none"
+        if any(block._compiled_call_impl is not None for block in network.visual_transformer_blocks):
+            return "its blocks are compiled"
+        if any(map(_is_hooked, _parts(network))):
+            return (
+                "its layers are offloaded or hooked one by one, and moving them takes longer than computing"
+            )
+        return None
+
+    def __call__(
+        self,
+        network: Any,
+        latents: Tensor,
+        prompt: Prompt,
+        timestep: Tensor | float | int,
+        rotation: Tensor,
+    ) -> Tensor:
+        """The velocity (B, T, H, W, C) in the dtype of the latents, which the network has checked.
+
+        Args:
+            network: a `Kandinsky5Transformer3DModel`.
+            latents: (B, T, H, W, channels).
+            prompt: B rows.
+            timestep: 1000 t, a scalar or (B,).
+            rotation: (N, K / 2, 2) of the visual tokens.
+        """
+        B = len(latents)
+        given = torch.as_tensor(timestep).reshape(-1).tolist()
+        times = tuple(given * B if len(given) == 1 else given)
+        adapted = getattr(network, "_hf_peft_config_loaded", False)
+        step = self._step(network, prompt, times, keep=not adapted)
+        inputs = (latents, step.text, prompt.mask, step.time, step.modulation, rotation)
+        evaluate: Callable[..., Tensor] = partial(velocity, network, self.kernels)
+        if self.graphs and latents.is_cuda and not adapted:
+            evaluate = self._graph(network, evaluate, inputs)
+        return evaluate(*inputs)
+
+    def _step(self, network: Any, prompt: Prompt, times: tuple[float, ...], *, keep: bool) -> Step:
+        """The table's row for these times, made alone when it may not be kept or nobody announced them."""
+        if not keep or len(set(times)) > 1 or times[0] not in self._ahead:
+            return PromptTable(network, prompt, largest_bytes=0).step(network, times, [])
+        table = next((table for table in self._tables if table.serves(prompt)), None)
+        if table is None:
+            table = PromptTable(network, prompt, largest_bytes=TABLE_BYTES)
+            self._tables = [table, *self._tables][:KEPT_TABLES]
+        following = self._ahead[self._ahead.index(times[0]) + 1 :]
+        return table.step(network, times, [(t,) * len(times) for t in following])
+
+    def _graph(
+        self, network: Any, function: Callable[..., Tensor], inputs: Sequence[Tensor | None]
+    ) -> Callable[..., Tensor]:
+        """The captured function for inputs of these shapes; itself, and no graphs from then on, if it cannot be."""
+        weights = tuple(tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers()))
+        if weights != self._weights:
+            self._captured.clear()
+            self._weights = weights
+        key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
+        if key not in self._captured:
+            if len(self._captured) == KEPT_GRAPHS:
+                del self._captured[next(iter(self._captured))]
+            try:
+                self._captured[key] = CapturedCall(function, inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                logger.warning("No CUDA graphs: %s", str(error).splitlines()[0])
+                self.graphs = False
+                return function
+        return self._captured[key]
+
+
+def prepare_for_speed(network: Any) -> None:
+    """Lay the layers that read the same rows behind each other in memory. Changes no value."""
+    for block in network.visual_transformer_blocks:
+        mine, text = block.self_attention, block.cross_attention
+        lay_together([mine.to_query, mine.to_key, mine.to_value])
+        lay_together([text.to_key, text.to_value])
+
+
+def velocity(
+    network: Any,
+    kernels: Kernels,
+    latents: Tensor,
+    text: Tensor,
+    mask: Tensor | None,
+    time: Tensor,
+    modulation: Tensor,
+    rotation: Tensor,
+) -> Tensor:
+    """One evaluation; (B, T, H, W, C) in the dtype of `latents`.
+
+    Args:
+        network: whose layers multiply.
+        kernels: who computes the stretches between the products.
+        latents: (B, T, H, W, channels).
+        text: (B, L, D), after the text blocks.
+        mask: (B, L) bool, or None.
+        time: (B, time_dim).
+        modulation: (B, V, 9, D), of all visual blocks.
+        rotation: (N, K / 2, 2) of the visual tokens.
+    """
+    ends_dtype = torch.promote_types(latents.dtype, text.dtype)
+    patches = network.visual_embeddings(latents.to(ends_dtype)).to(text.dtype)
+    grid, x = patches.shape[1:4], patches.flatten(1, 3)
+    blocks = network.visual_transformer_blocks
+    rows: Rows | None = None
+    for i, block in enumerate(blocks):
+        # shift, scale, gate of self-attention, of cross-attention, of the feed-forward
+        s, c, s_gate, xs, xc, x_gate, fs, fc, f_gate = modulation[:, i].unbind(1)
+        if rows is None:
+            rows = kernels.norm_modulate(x, s, c, read_float8(_self_layers(block)))
+        out = _self_attention(kernels, block.self_attention, rows, rotation)
+        x, rows = kernels.add_gated_norm_modulate(
+            x, s_gate, out, xs, xc, read_float8([block.cross_attention.to_query])
+        )
+        out = _cross_attention(kernels, block.cross_attention, rows, text, mask)
+        x, rows = kernels.add_gated_norm_modulate(
+            x, x_gate, out, fs, fc, read_float8([block.feed_forward.in_layer])
+        )
+        out = _feed_forward(kernels, block.feed_forward, rows)
+        if i + 1 == len(blocks):
+            x = kernels.add_gated(x, f_gate, out)
+        else:
+            following = modulation[:, i + 1].unbind(1)
+            quantise = read_float8(_self_layers(blocks[i + 1]))
+            x, rows = kernels.add_gated_norm_modulate(x, f_gate, out, following[0], following[1], quantise)
+    return network.out_layer(x.to(ends_dtype), time, grid).to(latents.dtype)
+
+
+def _self_attention(kernels: Kernels, attention: Any, rows: Rows, rotation: Tensor) -> Tensor:
+    layers = [attention.to_query, attention.to_key, attention.to_value]
+    query, key, value = (_heads(attention, x) for x in products(layers, rows))
+    query = kernels.norm_rotate(query, attention.query_norm.weight, rotation)
+    key = kernels.norm_rotate(key, attention.key_norm.weight, rotation)
+    return _attended(kernels, attention, query, key, value, None)
+
+
+def _cross_attention(
+    kernels: Kernels, attention: Any, rows: Rows, text: Tensor, mask: Tensor | None
+) -> Tensor:
+    query = _heads(attention, product(attention.to_query, rows))
+    key, value = (_heads(attention, x) for x in products([attention.to_key, attention.to_value], text))
+    query = kernels.norm_rotate(query, attention.query_norm.weight, None)
+    key = kernels.norm_rotate(key, attention.key_norm.weight, None)
+    return _attended(kernels, attention, query, key, value, mask)
+
+
+def _attended(
+    kernels: Kernels, attention: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> Tensor:
+    out = attention.processor(query, key, value, mask).flatten(-2)
+    rows = kernels.quantise(out) if read_float8([attention.out_layer]) else out
+    return product(attention.out_layer, rows)
+
+
+def _feed_forward(kernels: Kernels, layers: Any, rows: Rows) -> Tensor:
+    hidden = product(layers.in_layer, rows)
+    return product(layers.out_layer, kernels.gelu(hidden, read_float8([layers.out_layer])))
+
+
+def _heads(attention: Any, x: Tensor) -> Tensor:
+    return x.unflatten(-1, (attention.num_heads, -1))
+
+
+def _self_layers(block: Any) -> list[nn.Module]:
+    attention = block.self_attention
+    return [attention.to_query, attention.to_key, attention.to_value]
+
+
+def _parts(network: Any) -> Iterator[nn.Module]:
+    """Every block, and all layers of the first, which stand for the others': what hooks one hooks them all."""
+    yield from network.visual_transformer_blocks
+    for block in network.visual_transformer_blocks[:1]:
+        yield from block.modules()
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether accelerate, diffusers or a user does something around the module's own forward."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return bool(
+        hasattr(module, "_hf_hook")
+        or (registry is not None and registry.hooks)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+    )

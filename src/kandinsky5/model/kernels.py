@@ -1,0 +1,120 @@
+"""The element-wise stretches between two matrix products, one function each, and who computes them.
+
+Comes in: rows of token states in the network's dtype, shifts, scales and gates in float32. Goes out: rows for the next
+product, in the network's dtype or as float8 with a scale a row. `EAGER` writes each stretch in torch operations and
+is what the others are tested against; `kernels_for` chooses. Refuses to know: weights, layers, times.
+
+Shapes: B batch, N tokens, D width of a row, A heads of K channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kandinsky5.model.attention import rotate
+from kandinsky5.model.blocks import LAYER_NORM_EPS
+from kandinsky5.model.precision import RMS_NORM_EPS, at_least_float32
+from kandinsky5.model.scaled import ScaledRows, quantise_rows
+
+Rows: TypeAlias = Tensor | ScaledRows
+"""What a product reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """One implementation of every stretch. Shifts, scales and gates are (B, D), float32 or wider.
+
+    norm_modulate: (x (B, N, D), shift, scale, quantise) -> rows: `layer_norm(x) (1 + scale) + shift`.
+    add_gated_norm_modulate: (x, gate, out (B, N, D), shift, scale, quantise) -> `x + gate out` in the dtype of x, and
+        the rows that `norm_modulate` makes of it.
+    add_gated: (x, gate, out) -> `x + gate out`.
+    norm_rotate: (x (B, N, A, K), weight (K,), rotation (N, K / 2, 2) or None) -> (B, N, A, K) in the dtype of x.
+    gelu: (x (B, N, D), quantise) -> rows: the exact (erf) GELU.
+    quantise: x (B, N, D) -> float8 rows.
+    """
+
+    name: str
+    norm_modulate: Callable[[Tensor, Tensor, Tensor, bool], Rows]
+    add_gated_norm_modulate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Rows]]
+    add_gated: Callable[[Tensor, Tensor, Tensor], Tensor]
+    norm_rotate: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    gelu: Callable[[Tensor, bool], Rows]
+    quantise: Callable[[Tensor], ScaledRows]
+
+
+def kernels_for(device: torch.device, *, float8: bool) -> Kernels:
+    """The fastest implementation that runs on a device; `float8` if it will be asked to quantise."""
+    if why_no_triton(device, float8=float8) is not None:
+        return EAGER
+    from kandinsky5.model.triton_kernels import TRITON
+
+    return TRITON
+
+
+def why_no_triton(device: torch.device, *, float8: bool) -> str | None:
+    """Why the fused kernels do not run on a device, in words; None where they do."""
+    if device.type != "cuda":
+        return f"the fused kernels need a CUDA device, not {device.type}"
+    if torch.version.hip is not None:
+        return "the fused kernels have not been tried on ROCm"
+    if not _triton_is_here():
+        return "the fused kernels need Triton, which is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return "the fused kernels need compute capability 8.0 (Ampere) or later"
+    if float8 and capability < (8, 9):
+        return "the fused kernels that write float8 need compute capability 8.9 (Ada) or later"
+    return None
+
+
+@cache
+def _triton_is_here() -> bool:
+    return find_spec("triton") is not None
+
+
+def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, quantise: bool) -> Rows:
+    normed = F.layer_norm(at_least_float32(x), x.shape[-1:], eps=LAYER_NORM_EPS)
+    return _rows(normed * (1 + scale[:, None]) + shift[:, None], x.dtype, quantise)
+
+
+def _add_gated_norm_modulate(
+    x: Tensor, gate: Tensor, out: Tensor, shift: Tensor, scale: Tensor, quantise: bool
+) -> tuple[Tensor, Rows]:
+    x = _add_gated(x, gate, out)
+    return x, _norm_modulate(x, shift, scale, quantise)
+
+
+def _add_gated(x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
+    return (at_least_float32(x) + gate[:, None] * out).to(x.dtype)
+
+
+def _norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
+    wide = at_least_float32(x)
+    normed = F.rms_norm(wide, x.shape[-1:], weight.to(wide.dtype), RMS_NORM_EPS)
+    return (normed if rotation is None else rotate(normed, rotation)).to(x.dtype)
+
+
+def _gelu(x: Tensor, quantise: bool) -> Rows:
+    return _rows(F.gelu(at_least_float32(x)), x.dtype, True) if quantise else F.gelu(x)
+
+
+def _rows(x: Tensor, dtype: torch.dtype, quantise: bool) -> Rows:
+    """Rows in the dtype a product reads; quantised ones are rounded once, from what was computed."""
+    return quantise_rows(x, dtype) if quantise else x.to(dtype)
+
+
+EAGER = Kernels(
+    name="eager",
+    norm_modulate=_norm_modulate,
+    add_gated_norm_modulate=_add_gated_norm_modulate,
+    add_gated=_add_gated,
+    norm_rotate=_norm_rotate,
+    gelu=_gelu,
+    quantise=lambda x: quantise_rows(x, x.dtype),
+)

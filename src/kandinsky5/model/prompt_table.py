@@ -1,0 +1,108 @@
+"""What depends on prompt and time alone, computed for many times of a run at once.
+
+Comes in: the network, encoded prompts, the times that a run will visit. Goes out: for a step, its time vectors, its
+text after the text blocks, and every block's shifts, scales and gates. The network's own layers compute them, so
+adapters, quantised layers and stored dtypes are what they are there; one product a layer serves a window of steps, and
+a step then reads none of the modulation's weights. Refuses to know: latents, kernels.
+
+Shapes: S steps of a window, B rows, L text tokens, D width, V visual blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kandinsky5.model.embeddings import text_rotation
+
+VISUAL_PARAMS = 9
+"""Shift, scale and gate of a visual block's three sub-layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """The tensors of one forward that do not change from step to step, as `Kandinsky5Transformer3DModel` takes them."""
+
+    text: Tensor
+    pooled: Tensor
+    positions: Tensor
+    mask: Tensor | None
+
+    def is_same(self, other: "Prompt") -> bool:
+        """Whether these are the same tensors, and nobody has written to them since."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in ("text", "pooled", "mask")]
+        return all(a is b for a, b in pairs) and torch.equal(self.positions, other.positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The table's row of one step.
+
+    time: (B, time_dim) float32 or wider.
+    text: (B, L, D) in the dtype of the blocks.
+    modulation: (B, V, 9, D), dtype of `time`.
+    """
+
+    time: Tensor
+    text: Tensor
+    modulation: Tensor
+
+
+class PromptTable:
+    """The rows of a window of steps for one prompt; the window moves on when a time outside it is asked for."""
+
+    def __init__(self, network: Any, prompt: Prompt, *, largest_bytes: int):
+        self.prompt = prompt
+        self._versions = _versions(prompt)
+        self._steps: dict[tuple[float, ...], Step] = {}
+        self._window = max(1, largest_bytes // bytes_a_step(network, prompt))
+
+    def serves(self, prompt: Prompt) -> bool:
+        """Whether the table was made of exactly these tensors, as they are now."""
+        return self.prompt.is_same(prompt) and _versions(prompt) == self._versions
+
+    def step(self, network: Any, times: tuple[float, ...], ahead: Sequence[tuple[float, ...]]) -> Step:
+        """The row of `times` (one a row of the prompt, 1000 t).
+
+        A row that is not there is computed together with those of the `ahead` that a window has room for.
+        """
+        if times not in self._steps:
+            window = [times, *ahead][: self._window]
+            self._steps.clear()  # before the next are made, so that never two windows are in memory
+            self._steps = dict(zip(window, _rows(network, self.prompt, window), strict=True))
+        return self._steps[times]
+
+
+def bytes_a_step(network: Any, prompt: Prompt) -> int:
+    """Of a step's row in the table."""
+    width, rows = network.config.model_dim, len(prompt.text)
+    modulation = network.config.num_visual_blocks * VISUAL_PARAMS * width * torch.float32.itemsize
+    text = prompt.text.shape[1] * width * network.text_embeddings.norm.weight.element_size()
+    return rows * (modulation + text)
+
+
+def _rows(network: Any, prompt: Prompt, window: Sequence[tuple[float, ...]]) -> list[Step]:
+    """The rows of all times of a window, which are rows of one batch to the network's layers."""
+    S, B = len(window), len(prompt.text)
+    dtype = network.text_embeddings.norm.weight.dtype
+    times = torch.tensor(window, dtype=torch.float64, device=prompt.pooled.device).flatten()
+    time = network._time_vector(times, prompt.pooled.to(dtype).repeat(S, 1))
+    mask = None if prompt.mask is None else prompt.mask.repeat(S, 1)
+    text = network._embedded_text(prompt).repeat(S, 1, 1)
+    rotation = text_rotation(prompt.positions, sum(network.config.axes_dims))
+    for block in network.text_transformer_blocks:
+        text = block(text, mask, time, rotation)
+    shape = (S * B, network.config.num_visual_blocks, VISUAL_PARAMS, network.config.model_dim)
+    modulation = time.new_empty(shape)
+    for i, block in enumerate(network.visual_transformer_blocks):
+        modulation[:, i] = torch.cat(block.visual_modulation(time), dim=1)
+    parts = (x.unflatten(0, (S, B)) for x in (time, text, modulation))
+    return [Step(time=time, text=text, modulation=rows) for time, text, rows in zip(*parts, strict=True)]
+
+
+def _versions(prompt: Prompt) -> list[int]:
+    """How often each tensor was written to; tensors of inference mode do not count, and are not written to."""
+    tensors = [tensor for tensor in (prompt.text, prompt.pooled, prompt.mask) if tensor is not None]
+    return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]

@@ -1,0 +1,213 @@
+"""The stretches of `kernels` as one pass over memory each, in Triton.
+
+One program a row (a token), so each input is read once and each result written once; arithmetic is float32, rounded
+where the eager twins round. Widths are compile-time constants, numbers of rows are not, so another picture size or
+batch compiles nothing. Importing this file needs Triton. Rows of float32, bfloat16 or float16; no gradients.
+
+Shapes: B batch, N tokens, D width of a row, A heads of K channels.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kandinsky5.model.blocks import LAYER_NORM_EPS
+from kandinsky5.model.kernels import Kernels, Rows
+from kandinsky5.model.precision import RMS_NORM_EPS
+from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
+
+ELEMENTS_A_WARP = 512
+"""16 a thread: two 16-byte accesses of bfloat16."""
+
+
+@triton.jit
+def _store_rows(y, columns, inside, rows_ptr, scale_ptr, row, WIDTH: tl.constexpr, QUANTISE: tl.constexpr,
+                LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """Write a row for the next product; in float8 with its scale if asked for."""
+    if QUANTISE:
+        scale = tl.maximum(tl.max(tl.where(inside, tl.abs(y), 0.0), axis=0) / LARGEST_FLOAT8, LEAST)
+        tl.store(scale_ptr + row, scale)
+        y = tl.minimum(tl.maximum(y / scale, -LARGEST_FLOAT8), LARGEST_FLOAT8)
+    tl.store(rows_ptr + row * WIDTH + columns, y.to(rows_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows_ptr, row_scale_ptr,
+                   tokens, modulation_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr,
+                   GATED: tl.constexpr, NORM: tl.constexpr, QUANTISE: tl.constexpr,
+                   LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """One token: `x + gate out`, rounded and stored, and `layer_norm(...) (1 + scale) + shift` of it."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    modulation = (row // tokens) * modulation_stride + columns
+    x = tl.load(x_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    if GATED:
+        gate = tl.load(gate_ptr + modulation, mask=inside, other=0.0)
+        out = tl.load(out_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+        rounded = (x + gate * out).to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + row * WIDTH + columns, rounded, mask=inside)
+        x = rounded.to(tl.float32)
+    if NORM:
+        mean = tl.sum(x, axis=0) / WIDTH
+        centred = tl.where(inside, x - mean, 0.0)
+        variance = tl.sum(centred * centred, axis=0) / WIDTH
+        shift = tl.load(shift_ptr + modulation, mask=inside, other=0.0)
+        scale = tl.load(scale_ptr + modulation, mask=inside, other=0.0)
+        y = centred * tl.rsqrt(variance + EPS) * (1.0 + scale) + shift
+        _store_rows(y, columns, inside, rows_ptr, row_scale_ptr, row, WIDTH, QUANTISE, LARGEST_FLOAT8, LEAST)
+
+
+@triton.jit
+def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr,
+         QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """One row: its GELU or itself, in the network's dtype or float8."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    x = tl.load(x_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        x = x * 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    _store_rows(x, columns, inside, rows_ptr, row_scale_ptr, row, WIDTH, QUANTISE, LARGEST_FLOAT8, LEAST)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _heads(x_ptr, weight_ptr, rotation_ptr, out_ptr, tokens, row_stride, HEADS: tl.constexpr, K: tl.constexpr,
+           EPS: tl.constexpr, GROUP: tl.constexpr, ROTATE: tl.constexpr):  # fmt: skip
+    """Some heads of one token: RMS norm, then each pair of channels turned by the token's angle."""
+    row = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
+    channels = tl.arange(0, K)
+    inside = (heads < HEADS)[:, None]
+    place = heads[:, None] * K + channels[None]
+    x = tl.load(x_ptr + row * row_stride + place, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + channels).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, axis=1)[:, None] / K + EPS) * weight[None]
+    if ROTATE:
+        angles = rotation_ptr + (row % tokens) * K
+        cos, sin = tl.split(tl.reshape(tl.load(angles + channels), [K // 2, 2]))
+        even, odd = tl.split(tl.reshape(x, [GROUP, K // 2, 2]))
+        turned = tl.join(even * cos[None] - odd * sin[None], even * sin[None] + odd * cos[None])
+        x = tl.reshape(turned, [GROUP, K])
+    tl.store(out_ptr + row * HEADS * K + place, x.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, quantise: bool) -> Rows:
+    return _launch_residual_norm(x.contiguous(), None, None, shift, scale, quantise)[1]
+
+
+def _add_gated_norm_modulate(
+    x: Tensor, gate: Tensor, out: Tensor, shift: Tensor, scale: Tensor, quantise: bool
+) -> tuple[Tensor, Rows]:
+    return _launch_residual_norm(x.contiguous(), gate, out.contiguous(), shift, scale, quantise)
+
+
+def _add_gated(x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
+    return _launch_residual_norm(x.contiguous(), gate, out.contiguous(), None, None, False)[0]
+
+
+def _launch_residual_norm(
+    x: Tensor,
+    gate: Tensor | None,
+    out: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    quantise: bool,
+) -> tuple[Tensor, Rows]:
+    """The sum and its rows; without a gate the sum is `x` itself, without a shift the rows are the sum."""
+    width, block = x.shape[-1], triton.next_power_of_2(x.shape[-1])
+    total = x if gate is None else torch.empty_like(x)
+    rows: Rows = total if shift is None else _empty_rows(x, quantise)
+    values, row_scale = _places(rows)
+    modulation = [tensor for tensor in (gate, shift, scale) if tensor is not None]
+    stride = modulation[0].stride(0)
+    if any(m.stride() != (stride, 1) or m.dtype != torch.float32 for m in modulation):
+        raise ValueError("Shifts, scales and gates must be float32 rows of one stride.")
+    unused = modulation[0]
+    _residual_norm[(x.numel() // width,)](
+        *(x, unused if gate is None else gate, x if out is None else out, total),
+        *(unused if shift is None else shift, unused if scale is None else scale, values, row_scale),
+        *(x.shape[1], stride),
+        WIDTH=width,
+        BLOCK=block,
+        EPS=LAYER_NORM_EPS,
+        GATED=gate is not None,
+        NORM=shift is not None,
+        **_row_options(block, quantise),
+    )
+    return total, rows
+
+
+def _gelu(x: Tensor, quantise: bool) -> Rows:
+    return (
+        _launch_row(x, gelu=True) if quantise else torch.nn.functional.gelu(x)
+    )  # torch's own is one pass too
+
+
+def _quantise(x: Tensor) -> ScaledRows:
+    return _launch_row(x, gelu=False)
+
+
+def _launch_row(x: Tensor, *, gelu: bool) -> ScaledRows:
+    x = x.contiguous()
+    width, block = x.shape[-1], triton.next_power_of_2(x.shape[-1])
+    rows = _empty_rows(x, True)
+    assert isinstance(rows, ScaledRows)
+    _row[(x.numel() // width,)](
+        *(x, rows.values, rows.scale), WIDTH=width, BLOCK=block, GELU=gelu, **_row_options(block, True)
+    )
+    return rows
+
+
+def _norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
+    B, N, A, K = x.shape
+    together = x.stride()[2:] == (K, 1) and (B == 1 or x.stride(0) == N * x.stride(1))
+    x = x if together else x.contiguous()
+    out = torch.empty((B, N, A, K), dtype=x.dtype, device=x.device)
+    group = min(8, triton.next_power_of_2(A))
+    _heads[(B * N, triton.cdiv(A, group))](
+        *(x, weight, weight if rotation is None else rotation, out, N, x.stride(1)),
+        HEADS=A,
+        K=K,
+        EPS=RMS_NORM_EPS,
+        GROUP=group,
+        ROTATE=rotation is not None,
+        num_warps=max(1, group * K // ELEMENTS_A_WARP),
+    )
+    return out
+
+
+def _empty_rows(x: Tensor, quantise: bool) -> Rows:
+    if not quantise:
+        return torch.empty_like(x)
+    return ScaledRows(
+        values=torch.empty_like(x, dtype=FLOAT8),
+        scale=x.new_empty((*x.shape[:-1], 1), dtype=torch.float32),
+        dtype=x.dtype,
+    )
+
+
+def _places(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Where rows and their scales are written; without scales, a place that is not written to."""
+    return (rows.values, rows.scale) if isinstance(rows, ScaledRows) else (rows, rows)
+
+
+def _row_options(block: int, quantise: bool) -> dict[str, float]:
+    return {
+        "QUANTISE": quantise,
+        "LARGEST_FLOAT8": LARGEST,
+        "LEAST": LEAST_SCALE,
+        "num_warps": min(16, max(1, block // ELEMENTS_A_WARP)),
+    }
+
+
+TRITON = Kernels(
+    name="triton",
+    norm_modulate=_norm_modulate,
+    add_gated_norm_modulate=_add_gated_norm_modulate,
+    add_gated=_add_gated,
+    norm_rotate=_norm_rotate,
+    gelu=_gelu,
+    quantise=_quantise,
+)
