@@ -61,7 +61,7 @@ def encode_prompts(
             token that stands for a picture.
     """
     image_token = text_encoder.config.image_token_id
-    seen = [_view(picture, picture_processor) for picture in pictures]
+    seen = [view(picture, picture_processor) for picture in pictures]
     words = _Words(
         tokenizer=getattr(tokenizer, "tokenizer", tokenizer), template=template, image_token=image_token
     )
@@ -75,7 +75,7 @@ def encode_prompts(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _View:
+class View:
     """A picture as the vision tower takes it: N flattened patches (N, D) and their grid (1, 3) of times, rows, columns.
 
     tokens: how many the language model sees of it.
@@ -86,12 +86,11 @@ class _View:
     tokens: int
 
 
-def _view(picture: Image.Image, processor: Any) -> _View:
+def view(picture: Image.Image, processor: Any) -> View:
+    """A picture as Qwen's image processor prepares it for the vision tower."""
     inputs = processor(images=[picture], return_tensors="pt")
     grid = inputs["image_grid_thw"]
-    return _View(
-        patches=inputs["pixel_values"], grid=grid, tokens=int(grid.prod()) // processor.merge_size**2
-    )
+    return View(patches=inputs["pixel_values"], grid=grid, tokens=int(grid.prod()) // processor.merge_size**2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +150,7 @@ class _Words:
 def _last_hidden_states(
     text_encoder: Any,
     rows: Sequence[list[int]],
-    seen: Sequence[_View],
+    seen: Sequence[View],
     image_token: int,
     device: torch.device | str,
 ) -> tuple[Tensor, Tensor]:

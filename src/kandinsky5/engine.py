@@ -2,13 +2,15 @@
 
 In: an `ImageRequest`, in which None means "the checkpoint's default"; for an edit an `EditRequest` and its picture.
 Out: `GeneratedImage`s, each with the request that draws it again alone. This is the one place where defaults and seeds
-are filled in. Refuses to know: files, formats, who asks. One request at a time: the pipeline holds the run's state.
+are filled in. Refuses to know: files, formats, who asks. `generate` carries out one request at a time; `begin` and
+`develop` are its two ends, for whoever takes the steps between for several requests at once (`kandinsky5.service`).
 """
 
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -16,8 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from PIL import Image
 
+from kandinsky5.denoise import Run
 from kandinsky5.errors import CapacityError, RequestError
-from kandinsky5.pictures import content_hash
+from kandinsky5.pictures import Fit, content_hash, fit_picture
+from kandinsky5.pipelines.drawing import Call
+from kandinsky5.pipelines.prompt_input import Prompts
 from kandinsky5.placement import is_out_of_memory
 from kandinsky5.records import GeneratedImage
 from kandinsky5.request import EditRequest, ImageRequest, choose_seed
@@ -88,18 +93,84 @@ class Engine:
         started = time.perf_counter()
         output = self._draw(resolved, picture, on_step)
         seconds = time.perf_counter() - started
-        software = self._software()
+        fit = output.fits[0] if output.fits else None
         return [
-            GeneratedImage(
-                image=image,
-                request=replace(resolved, seed=seed, count=1),
-                model=self.source,
-                seconds=seconds,
-                software=software,
-                fit=output.fits[0] if output.fits else None,
-            )
+            self.told(image, resolved, seed=seed, seconds=seconds, fit=fit)
             for image, seed in zip(output.images, resolved.seeds, strict=True)
         ]
+
+    def begin(self, resolved: ImageRequest, picture: Image.Image | None = None) -> tuple[Run, Fit | None]:
+        """A resolved request before its first step, and how the source of an edit came to its size.
+
+        Steps from here and `develop` give what `generate` gives. Raises as `generate` does.
+        """
+        assert resolved.width and resolved.height and resolved.max_sequence_length
+        fit = None
+        pictures: list[Image.Image] = []
+        if isinstance(resolved, EditRequest) and picture is not None:
+            _check_source(resolved, picture)
+            fitted, fit = fit_picture(picture, (resolved.width, resolved.height), resolved.fit)
+            pictures = [fitted]
+        call = Call(
+            prompts=Prompts.from_call(resolved.prompt, resolved.negative_prompt, *[None] * 6),
+            width=resolved.width,
+            height=resolved.height,
+            num_inference_steps=resolved.steps,
+            guidance_scale=resolved.guidance,
+            num_images_per_prompt=resolved.count,
+            generator=self._generators(resolved),
+            latents=None,
+            output_type="pil",
+            callback=None,
+            callback_tensors=[],
+            max_sequence_length=resolved.max_sequence_length,
+            pictures=pictures,
+        )
+        with self._room_for(resolved):
+            return self.pipeline.begin(call), fit
+
+    def image_tokens(self, resolved: ImageRequest, picture: Image.Image | None) -> int:
+        """How many tokens the text encoder is given of the source of an edit; 0 without one."""
+        if (
+            not isinstance(resolved, EditRequest)
+            or picture is None
+            or not (resolved.width and resolved.height)
+        ):
+            return 0
+        fitted = fit_picture(picture, (resolved.width, resolved.height), resolved.fit)[0]
+        return self.pipeline.picture_tokens(fitted)
+
+    def develop(self, latents: torch.Tensor) -> Image.Image:
+        """The picture of the finished latents (1, 1, h, w, C). Raises FloatingPointError where they hold no numbers."""
+        if not bool(torch.isfinite(latents).all()):
+            raise FloatingPointError(
+                f"The network gave values that are no numbers, in {self._software()['dtype']}; another seed or prompt "
+                "may work, and --precision fp32 has more room."
+            )
+        values = self.pipeline.finish(latents, "pt")
+        if not bool(torch.isfinite(values).all()):
+            raise FloatingPointError("The autoencoder gave values that are no numbers for this picture.")
+        shown = self.pipeline.image_processor.postprocess(values, output_type="pil", do_denormalize=[False])
+        return shown[0]
+
+    def told(
+        self,
+        image: Image.Image,
+        request: ImageRequest,
+        *,
+        seed: int,
+        seconds: float,
+        fit: Fit | None,
+    ) -> GeneratedImage:
+        """The picture with what made it; `request` is resolved, `seed` the picture's own."""
+        return GeneratedImage(
+            image=image,
+            request=replace(request, seed=seed, count=1),
+            model=self.source,
+            seconds=seconds,
+            software=self._software(),
+            fit=fit,
+        )
 
     def _size(self, request: ImageRequest, picture: Image.Image | None) -> tuple[int, int]:
         """(width, height) of the request's pictures."""
@@ -127,7 +198,7 @@ class Engine:
 
         pipeline: Any = self.pipeline
         edit = {"image": picture, "fit": request.fit} if isinstance(request, EditRequest) else {}
-        try:
+        with self._room_for(request):
             return pipeline(
                 **edit,
                 prompt=request.prompt,
@@ -138,10 +209,20 @@ class Engine:
                 guidance_scale=request.guidance,
                 num_images_per_prompt=request.count,
                 max_sequence_length=request.max_sequence_length,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.noise_seeds],
+                generator=self._generators(request),
                 callback_on_step_end=after_step,
                 output_type="pil",
             )
+
+    @staticmethod
+    def _generators(request: ImageRequest) -> list[torch.Generator]:
+        return [torch.Generator("cpu").manual_seed(seed) for seed in request.noise_seeds]
+
+    @contextmanager
+    def _room_for(self, request: ImageRequest) -> Iterator[None]:
+        """What a full device raises, in our words."""
+        try:
+            yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -19,8 +19,9 @@ from kandinsky5.cli.generate import generate
 from kandinsky5.cli.info import info
 from kandinsky5.cli.job import OpenEngine
 from kandinsky5.cli.models import models
-from kandinsky5.cli.opening import open_engine
+from kandinsky5.cli.opening import open_engine, quieten_imports
 from kandinsky5.cli.pull import pull
+from kandinsky5.cli.serve import serve
 from kandinsky5.cli.show import show
 from kandinsky5.cli.verify import verify
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
@@ -37,9 +38,6 @@ class ExitCode(IntEnum):
     CAPACITY = 4
     INTERRUPTED = 130
 
-
-IMPORTED_ALOUD = ("torchao", "torch.utils._pytree")
-"""Loggers that remark on this machine while diffusers imports torchao, where it is installed; `--debug` shows it."""
 
 EPILOG = (
     "Exit codes: 0 done, 1 unexpected error, 2 something in the request, 3 a problem with the model's files, "
@@ -62,6 +60,7 @@ app.command()(info)
 app.command()(models)
 app.command()(pull)
 app.command()(verify)
+app.command()(serve)
 app.add_typer(demo)
 
 
@@ -82,8 +81,7 @@ def root(
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("kandinsky5").setLevel(logging.DEBUG if debug else logging.WARNING)
     if not debug:
-        for library in IMPORTED_ALOUD:
-            logging.getLogger(library).setLevel(logging.ERROR)
+        quieten_imports()
 
 
 def main(argv: Sequence[str] | None = None, *, opener: OpenEngine = open_engine) -> NoReturn:

@@ -1,18 +1,29 @@
 """From the words `--model`, `--device` and `--precision` to an engine.
 
-In: the three options. Out: an `Engine`. Torch is imported here and not earlier. Refuses to know: requests, pictures.
+In: the three options. Out: an `Engine`, or one for each task. Torch is imported here and not earlier. Refuses to know:
+requests, pictures.
 """
 
 import logging
 import os
 from typing import TYPE_CHECKING
 
+from kandinsky5.checkpoint.document import read_object
 from kandinsky5.errors import CapacityError
 from kandinsky5.prompts import Task
-from kandinsky5.variants import resolve_model
+from kandinsky5.variants import ModelSource, resolve_model
 
 if TYPE_CHECKING:
     from kandinsky5.engine import Engine
+
+IMPORTED_ALOUD = ("torchao", "torch.utils._pytree")
+"""Loggers that remark on this machine while diffusers imports torchao, where it is installed; `--debug` shows it."""
+
+
+def quieten_imports() -> None:
+    """Keep those remarks off standard error."""
+    for library in IMPORTED_ALOUD:
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def open_engine(model: str, device: str, dtype: str, task: Task = "text-to-image") -> "Engine":
@@ -46,6 +57,28 @@ def open_engine(model: str, device: str, dtype: str, task: Task = "text-to-image
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return Engine(pipeline, source=source.name)
+
+
+def open_engines(model: str, device: str, dtype: str) -> "dict[Task, Engine]":
+    """An engine for each task that a model can do, over one set of weights. Raises as `open_engine` does."""
+    if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
+        quieten_imports()
+    if not _edits(resolve_model(model)):
+        return {"text-to-image": open_engine(model, device, dtype)}
+    editing = open_engine(model, device, dtype, "editing")
+    from kandinsky5.engine import Engine
+    from kandinsky5.pipelines import Kandinsky5T2IPipeline
+
+    drawing = Kandinsky5T2IPipeline.from_pipe(editing.pipeline)
+    drawing.set_progress_bar_config(disable=True)
+    return {"text-to-image": Engine(drawing, source=editing.source), "editing": editing}
+
+
+def _edits(source: ModelSource) -> bool:
+    """Whether a model's network takes a source picture: by its folder, else by its row."""
+    if source.folder is not None:
+        return bool(read_object(source.folder / "transformer" / "config.json").get("visual_cond"))
+    return source.variant is not None and source.variant.task == "editing"
 
 
 def _cores_are_busy() -> bool:

@@ -5,7 +5,7 @@ Nothing here knows models.
 """
 
 from kandinsky5.pictures.arrays import as_pictures, to_pixels
-from kandinsky5.pictures.decoding import content_hash, read_picture
+from kandinsky5.pictures.decoding import content_hash, read_mask, read_picture
 from kandinsky5.pictures.fitting import Fit, fit_picture, halved
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "content_hash",
     "fit_picture",
     "halved",
+    "read_mask",
     "read_picture",
     "to_pixels",
 ]

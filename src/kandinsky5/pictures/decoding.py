@@ -41,11 +41,36 @@ def read_picture(file: str | Path | BinaryIO) -> Image.Image:
         RequestError: a file that is missing, no picture, cut short, or outside the bounds of `upright_rgb`.
     """
     name = str(file) if isinstance(file, str | Path) else getattr(file, "name", "The picture")
+    with _opened(file, name) as image:
+        return upright_rgb(image, name)
+
+
+def read_mask(file: str | Path | BinaryIO) -> Image.Image:
+    """Where an edit may change its source: mode "L", upright, 255 where the file is transparent, 0 where it is opaque.
+
+    Raises:
+        RequestError: as `read_picture`, and for a picture that has no transparency.
+    """
+    name = "The mask"
+    with _opened(file, name) as image:
+        check_shape(*image.size, name)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if not upright.has_transparency_data:
+            raise RequestError(
+                f"{name} has no transparency; make transparent what may be changed, in a PNG or WebP."
+            )
+        return ImageOps.invert(_rgba(upright).getchannel("A"))
+
+
+@contextmanager
+def _opened(file: str | Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """A file of one of `FORMATS`, not decoded yet; what goes wrong inside is a RequestError."""
     with _refusals(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below, in words
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged by check_shape, in words
         Image.init()
         with Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
-            return upright_rgb(image, name)
+            yield image
 
 
 def upright_rgb(image: Image.Image, name: str = "The picture") -> Image.Image:

@@ -15,7 +15,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from kandinsky5 import denoise
 from kandinsky5 import latents as latent_stage
-from kandinsky5.conditioning import encode_prompts
+from kandinsky5.conditioning import encode_prompts, view
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import check_size
 from kandinsky5.model.transformer import MAX_TEXT_POSITIONS
@@ -199,12 +199,10 @@ class DrawingPipeline(ImagePipeline):
         guided: bool = False,
     ) -> tuple[Conditioning, Conditioning | None]:
         """One row a prompt for the positive branch, and if `guided` for the negative; `pictures` as in a `Call`."""
-        # The vision tower sees half the picture, or half of what it would be at the native area.
-        area = self.default_size[0] * self.default_size[1]
         return prompts.encoded(
             lambda texts, shown: self._encode(texts, max_sequence_length, shown),
             guided=guided,
-            pictures=[halved(picture, area) for picture in pictures],
+            pictures=[self._shown(picture) for picture in pictures],
         )
 
     def _prompt_tensors(
@@ -243,6 +241,14 @@ class DrawingPipeline(ImagePipeline):
             pictures=shown,
             picture_processor=self.picture_processor if shown else None,
         )
+
+    def picture_tokens(self, picture: Image.Image) -> int:
+        """How many tokens the text encoder is given of a source at the size of its edit."""
+        return view(self._shown(picture), self.picture_processor).tokens
+
+    def _shown(self, picture: Image.Image) -> Image.Image:
+        """What the vision tower sees: half the picture, or half of what it would be at the native area."""
+        return halved(picture, self.default_size[0] * self.default_size[1])
 
     @property
     def picture_processor(self) -> Qwen2VLImageProcessorPil:

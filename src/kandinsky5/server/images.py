@@ -1,0 +1,138 @@
+"""POST /v1/images/generations and /v1/images/edits: a request that waits for its pictures, or watches them come.
+
+In: checked bodies. Out: OpenAI's answers. A client that hangs up ends its request. Refuses to know: how pictures are
+drawn, how files are decoded.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from kandinsky5.server.answers import (
+    MEDIA_TYPES,
+    Encoded,
+    encode_all,
+    event,
+    images_body,
+    in_base64,
+    preview_bytes,
+    sse,
+    usage_of,
+)
+from kandinsky5.server.asking import Asking, ClientGoneError, cancel_when_gone, unless_gone
+from kandinsky5.server.bodies import DrawingFields, EditBody, EditForm, GenerationBody
+from kandinsky5.server.desk import Desk, desk_of
+from kandinsky5.server.intake import edit_body, json_body
+from kandinsky5.server.problems import Problem, of_error
+from kandinsky5.server.translation import Delivery
+from kandinsky5.server.uploads import Upload
+from kandinsky5.service import Finished, Previewed, Report
+
+CLIENT_GONE: Final = 499
+"""Nobody reads it; it is for the log and the metrics (nginx's number for a client that hung up)."""
+
+BREATH: Final = 10.0
+"""Seconds after which a silent stream sends a comment, so that proxies keep it open."""
+
+
+async def generations(request: Request) -> Response:
+    """Pictures from text."""
+    body = await json_body(request, GenerationBody)
+    return await _answer(request, body, None, "image_generation")
+
+
+async def edits(request: Request) -> Response:
+    """Edits of a source."""
+    body, upload = await edit_body(request, EditBody, EditForm, desk_of(request).decoding)
+    return await _answer(request, body, upload, "image_edit")
+
+
+async def file(request: Request) -> Response:
+    """A picture behind a url."""
+    kept = desk_of(request).shelf.get(request.path_params["name"])
+    if kept is None:
+        raise Problem(404, "There is no such picture, or no longer.", code="not_found")
+    return Response(kept.data, media_type=kept.media_type, headers={"x-content-type-options": "nosniff"})
+
+
+async def _answer(request: Request, body: DrawingFields, upload: Upload | None, kind: str) -> Response:
+    desk = desk_of(request)
+    asking, delivery = desk.ask(request, body, upload)
+    try:
+        if delivery.stream:
+            reports = asking.reports()
+            # What is refused at once is refused with a status, so the stream begins when the drawing does.
+            first = await unless_gone(request, _next(reports))
+            return StreamingResponse(
+                _events(request, asking, reports, first, delivery, upload, kind),
+                media_type="text/event-stream",
+                headers={"cache-control": "no-store"},
+            )
+        return JSONResponse(await unless_gone(request, _collected(desk, asking, delivery, upload, request)))
+    except ClientGoneError:
+        asking.cancel()
+        return Response(status_code=CLIENT_GONE)
+    except BaseException:
+        asking.cancel()
+        raise
+
+
+async def _next(reports: AsyncIterator[Report]) -> Report:
+    return await anext(reports)
+
+
+async def _collected(
+    desk: Desk, asking: Asking, delivery: Delivery, upload: Upload | None, request: Request
+) -> dict[str, Any]:
+    finished = await asking.finished()
+    encoded = await to_thread.run_sync(encode_all, finished.pictures, delivery, upload)
+    assert asking.begun is not None
+    data = [_shelved(desk, one, delivery, request) if delivery.as_url else in_base64(one) for one in encoded]
+    return images_body(data, asking.begun, delivery, created=int(time.time()))
+
+
+def _shelved(desk: Desk, encoded: Encoded, delivery: Delivery, request: Request) -> dict[str, Any]:
+    return desk.link(desk.shelf.put(encoded.data, MEDIA_TYPES[delivery.output_format]), encoded.seed, request)
+
+
+async def _events(
+    request: Request,
+    asking: Asking,
+    reports: AsyncIterator[Report],
+    first: Report,
+    delivery: Delivery,
+    upload: Upload | None,
+    kind: str,
+) -> AsyncIterator[bytes]:
+    """Partial pictures, then the picture; a failure on the way is an event too."""
+    begun = asking.begun
+    assert begun is not None
+    spoken = time.monotonic()
+    watching = asyncio.ensure_future(cancel_when_gone(request, asking))
+    yield f": {type(first).__name__.lower()}\n\n".encode()
+    try:
+        async for report in reports:
+            line = b""
+            if isinstance(report, Previewed):
+                data = await to_thread.run_sync(preview_bytes, report.image, begun.request, delivery, upload)
+                name = f"{kind}.partial_image"
+                line = event(name, data, begun, delivery, partial_image_index=report.index)
+            elif isinstance(report, Finished):
+                (encoded,) = await to_thread.run_sync(encode_all, report.pictures, delivery, upload)
+                more = {"usage": usage_of(begun), "seed": encoded.seed}
+                line = event(f"{kind}.completed", encoded.data, begun, delivery, **more)
+            elif time.monotonic() - spoken > BREATH:
+                line = b": drawing\n\n"
+            if line:
+                spoken = time.monotonic()
+                yield line
+    except Exception as error:
+        yield sse("error", {"type": "error", **of_error(error).body()})
+    finally:
+        watching.cancel()
+        asking.cancel()

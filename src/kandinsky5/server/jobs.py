@@ -1,0 +1,215 @@
+"""Jobs: a request that is submitted, polled, cancelled, and its pictures fetched when they are done.
+
+In: the bodies of generations and edits without what only a waiting client can use. Out: job objects. A job belongs to
+the key that made it; it is forgotten some time after its end, and with the process. Refuses to know: how pictures are
+drawn.
+"""
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from kandinsky5.server.answers import (
+    MEDIA_TYPES,
+    Encoded,
+    encode_all,
+    images_body,
+    in_base64,
+    parameters_of,
+    told_size,
+)
+from kandinsky5.server.asking import Asking
+from kandinsky5.server.bodies import DrawingFields, EditJobBody, EditJobForm, GenerationJobBody
+from kandinsky5.server.desk import Desk, desk_of
+from kandinsky5.server.intake import edit_body, json_body
+from kandinsky5.server.problems import Problem, of_error
+from kandinsky5.server.translation import Delivery
+from kandinsky5.server.uploads import Upload
+from kandinsky5.service import Finished, Stepped
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """One job. Times are of `time.time`; `names` are its pictures on the shelf, with their seeds."""
+
+    id: str
+    kind: Literal["generation", "edit"]
+    key: str
+    created: float
+    asking: Asking
+    delivery: Delivery
+    status: Status = "queued"
+    done: int = 0
+    total: int | None = None
+    ended: float | None = None
+    problem: Problem | None = None
+    names: list[tuple[str, int | None]] = field(default_factory=list)
+    following: "asyncio.Task[None] | None" = None
+
+    def told(self, desk: Desk) -> dict[str, Any]:
+        """As the API shows it."""
+        begun = self.asking.begun
+        return {
+            "id": self.id,
+            "object": "image.job",
+            "kind": self.kind,
+            "status": self.status,
+            "created_at": int(self.created),
+            "ended_at": None if self.ended is None else int(self.ended),
+            "before_it": desk.service.place(self.asking.ticket) if self.status == "queued" else 0,
+            "steps_done": self.done,
+            "steps_total": self.total,
+            "size": None if begun is None else told_size(begun.request),
+            "model_parameters": None if begun is None else parameters_of(begun.request),
+            "error": None if self.problem is None else self.problem.body()["error"],
+        }
+
+
+class Jobs:
+    """All jobs of an app."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._jobs: dict[str, Job] = {}
+
+    def add(
+        self,
+        request: Request,
+        kind: Literal["generation", "edit"],
+        body: DrawingFields,
+        upload: Upload | None,
+    ) -> Job:
+        """A new job, in the line. Raises Problem, or what the service raises."""
+        self._forget()
+        if len(self._jobs) >= self._desk.settings.keep_jobs:
+            message = f"All {len(self._jobs)} jobs kept here are unfinished; try again later."
+            raise Problem(429, message, code="queue_full", headers={"retry-after": "10"})
+        asking, delivery = self._desk.ask(request, body, upload)
+        job = Job(
+            id=f"job_{secrets.token_hex(12)}",
+            kind=kind,
+            key=request.state.key,
+            created=time.time(),
+            asking=asking,
+            delivery=delivery,
+        )
+        self._jobs[job.id] = job
+        job.following = asyncio.ensure_future(self._follow(job, upload))
+        return job
+
+    def of(self, key: str) -> list[Job]:
+        """The jobs of a key, the newest first."""
+        self._forget()
+        return [job for job in reversed(self._jobs.values()) if job.key == key]
+
+    def find(self, request: Request) -> Job:
+        """The job that a path names. Raises Problem where it is not there, or another key's."""
+        self._forget()
+        job = self._jobs.get(request.path_params["id"])
+        if job is None or job.key != request.state.key:
+            raise Problem(404, "There is no such job, or no longer.", code="not_found")
+        return job
+
+    async def _follow(self, job: Job, upload: Upload | None) -> None:
+        try:
+            async for report in job.asking.reports():
+                if job.status == "queued":
+                    job.status = "running"
+                if isinstance(report, Stepped):
+                    job.done, job.total = report.done, report.total
+                elif isinstance(report, Finished):
+                    encoded = await to_thread.run_sync(encode_all, report.pictures, job.delivery, upload)
+                    job.names = [self._shelved(one, job.delivery) for one in encoded]
+                    job.status = "succeeded"
+        except Exception as error:
+            job.problem = of_error(error)
+            job.status = "cancelled" if job.problem.code == "cancelled" else "failed"
+        job.ended = time.time()
+
+    def _shelved(self, encoded: Encoded, delivery: Delivery) -> tuple[str, int | None]:
+        return self._desk.shelf.put(encoded.data, MEDIA_TYPES[delivery.output_format]), encoded.seed
+
+    def _forget(self) -> None:
+        """Drop jobs whose time is over, and the oldest ended ones where there are too many."""
+        now, settings = time.time(), self._desk.settings
+        ended = [job for job in self._jobs.values() if job.ended is not None]
+        excess = len(self._jobs) - settings.keep_jobs + 1
+        for place, job in enumerate(sorted(ended, key=lambda job: job.ended or 0)):
+            if place < excess or (job.ended or 0) + settings.keep < now:
+                del self._jobs[job.id]
+
+
+async def submit_generation(request: Request) -> Response:
+    """A job for pictures from text."""
+    return _submitted(request, "generation", await json_body(request, GenerationJobBody), None)
+
+
+async def submit_edit(request: Request) -> Response:
+    """A job for edits."""
+    body, upload = await edit_body(request, EditJobBody, EditJobForm, desk_of(request).decoding)
+    return _submitted(request, "edit", body, upload)
+
+
+def _submitted(
+    request: Request, kind: Literal["generation", "edit"], body: DrawingFields, upload: Upload | None
+) -> Response:
+    job = jobs_of(request).add(request, kind, body, upload)
+    return JSONResponse(job.told(desk_of(request)), 202, headers={"location": f"/v1/jobs/{job.id}"})
+
+
+async def listed(request: Request) -> Response:
+    """The jobs of the key that asks."""
+    data = [job.told(desk_of(request)) for job in jobs_of(request).of(request.state.key)]
+    return JSONResponse({"object": "list", "data": data})
+
+
+async def polled(request: Request) -> Response:
+    """One job."""
+    return JSONResponse(jobs_of(request).find(request).told(desk_of(request)))
+
+
+async def cancelled(request: Request) -> Response:
+    """One job, which is given up if it has not ended."""
+    job = jobs_of(request).find(request)
+    job.asking.cancel()
+    if job.following is not None and job.ended is None:
+        await asyncio.wait({job.following}, timeout=5)
+    return JSONResponse(job.told(desk_of(request)))
+
+
+async def result(request: Request) -> Response:
+    """The pictures of a job that has succeeded: OpenAI's answer, in base64, or as urls with ?response_format=url."""
+    wanted = request.query_params.get("response_format", "b64_json")
+    if wanted not in ("b64_json", "url"):
+        message = f"Invalid value for 'response_format': {wanted!r:.80} is neither b64_json nor url."
+        raise Problem(400, message, code="invalid_value", param="response_format")
+    job, desk = jobs_of(request).find(request), desk_of(request)
+    if job.status in ("failed", "cancelled"):
+        assert job.problem is not None
+        raise Problem(409, f"The job has {job.status}: {job.problem.message}", code=job.problem.code)
+    if job.status != "succeeded":
+        raise Problem(409, f"The job is {job.status}; poll it until it has succeeded.", code="not_done")
+    assert job.asking.begun is not None and job.ended is not None
+    data = []
+    for name, seed in job.names:
+        kept = desk.shelf.get(name)
+        if kept is None:
+            raise Problem(410, "The pictures of this job are not kept any longer.", code="expired")
+        as_url = wanted == "url"
+        data.append(
+            desk.link(name, seed, request) if as_url else in_base64(Encoded(data=kept.data, seed=seed))
+        )
+    return JSONResponse(images_body(data, job.asking.begun, job.delivery, created=int(job.ended)))
+
+
+def jobs_of(request: Request) -> Jobs:
+    """The jobs of the app that handles a request."""
+    return request.app.state.jobs

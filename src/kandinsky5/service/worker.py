@@ -1,0 +1,148 @@
+"""The process that owns the pipeline: it takes commands from one pipe and draws what they ask for.
+
+In: `Begin`, `Drop` and `Stop`. Out: reports. A request that fails takes nothing else with it; a device that no longer
+answers ends the process, and the service starts another. Refuses to know: queues, deadlines, who asks.
+"""
+
+import logging
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from queue import Queue
+from typing import TYPE_CHECKING, Final
+
+from kandinsky5.errors import CapacityError, CheckpointError, RequestError
+from kandinsky5.prompts import Task
+from kandinsky5.request import ImageRequest
+from kandinsky5.service.messages import (
+    Begin,
+    Card,
+    Drop,
+    Dropped,
+    Failed,
+    FailureKind,
+    Pulse,
+    Ready,
+    Stop,
+)
+
+if TYPE_CHECKING:
+    from kandinsky5.engine import Engine
+    from kandinsky5.service.stepwise import Stepwise
+
+log = logging.getLogger(__name__)
+
+OpenEngines = Callable[[], Mapping[Task, "Engine"]]
+"""Loads a model and gives an engine for each task it is served for. It is called in the worker, so it is pickled."""
+
+WARM_UP: Final = "warming up"
+
+
+def work(connection: Connection, open_engines: OpenEngines, most: int, log_level: int) -> None:
+    """Run until told to stop, or until the service is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service decides
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("kandinsky5").setLevel(log_level)
+    try:
+        engines = open_engines()
+        from kandinsky5.service.stepwise import (
+            Stepwise,  # what it imports speaks; the opener may have quietened it
+        )
+
+        stepwise = Stepwise(engines, most=most)
+        _warm_up(stepwise)
+    except Exception as error:
+        connection.send(Failed(id="", kind=_kind(error), reason=str(error) or repr(error)))
+        if _kind(error) == "internal":
+            log.exception("the model cannot be loaded")
+        return
+    connection.send(Ready(card=_card(engines)))
+    commands: Queue[Begin | Drop | Stop] = Queue()
+    threading.Thread(target=_listen, args=(connection, commands), daemon=True).start()
+    try:
+        _serve(connection, commands, stepwise)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the service is gone
+
+
+def _listen(connection: Connection, commands: "Queue[Begin | Drop | Stop]") -> None:
+    """Take commands as they come, so that the service never waits for a step to send one."""
+    try:
+        while True:
+            commands.put(connection.recv())
+    except (EOFError, OSError):
+        commands.put(Stop())  # the service is gone
+
+
+def _serve(connection: Connection, commands: "Queue[Begin | Drop | Stop]", stepwise: "Stepwise") -> None:
+    while True:
+        while not stepwise.busy or not commands.empty():
+            command = commands.get()
+            if isinstance(command, Begin):
+                connection.send(stepwise.begin(command))
+            elif isinstance(command, Drop):
+                if stepwise.drop(command.id):
+                    connection.send(Dropped(id=command.id))
+            else:
+                return
+        failed = False
+        for report in stepwise.step():
+            connection.send(report)
+            failed = failed or isinstance(report, Failed)
+        connection.send(Pulse(pictures=stepwise.last_group, memory_bytes=_memory_bytes()))
+        if failed:
+            _check_device()
+
+
+def _warm_up(stepwise: "Stepwise") -> None:
+    """Draw one step of one picture, so that the first request does not wait for what is only done once."""
+    stepwise.begin(Begin(id=WARM_UP, request=ImageRequest(prompt=WARM_UP, steps=1, seed=0)))
+    while stepwise.busy:
+        for report in stepwise.step():
+            if isinstance(report, Failed):
+                raise CapacityError(f"The model cannot draw at its own size: {report.reason}")
+
+
+def _card(engines: Mapping[Task, "Engine"]) -> Card:
+    pipeline = next(iter(engines.values())).pipeline
+    return Card(
+        model=next(iter(engines.values())).source,
+        tasks=tuple(engines),
+        size=pipeline.default_size,
+        steps=pipeline.default_steps,
+        guidance=pipeline.default_guidance,
+        device=str(pipeline._execution_device),
+        dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
+    )
+
+
+def _kind(error: Exception) -> FailureKind:
+    for kind, name in (
+        (RequestError, "request"),
+        (CheckpointError, "checkpoint"),
+        (CapacityError, "capacity"),
+    ):
+        if isinstance(error, kind):
+            return name  # type: ignore[return-value]
+    return "internal"
+
+
+def _check_device() -> None:
+    """Raise where the device no longer answers; this process is of no use then."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _memory_bytes() -> int:
+    """What the device holds for this process; without one of its own, the most that this process held."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.memory_reserved()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

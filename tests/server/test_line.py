@@ -1,0 +1,87 @@
+"""Whose turn it is."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from kandinsky5.errors import CapacityError
+from kandinsky5.service.line import FullLineError, Line
+
+
+@dataclass(eq=False)
+class Entry:
+    key: str
+    name: str = ""
+    priority: int = 0
+    weight: int = 1
+
+
+def order(line: Line[Entry]) -> list[str]:
+    found = []
+    while (entry := line.next()) is not None:
+        found.append(entry.name)
+    return found
+
+
+def test_one_key_is_served_in_order() -> None:
+    line: Line[Entry] = Line(9, 9)
+    for name in "abc":
+        line.add(Entry("k", name))
+    assert len(line) == 3 and order(line) == ["a", "b", "c"] and len(line) == 0
+
+
+def test_keys_take_turns_however_much_one_asks() -> None:
+    line: Line[Entry] = Line(99, 99)
+    for number in range(4):
+        line.add(Entry("many", f"many{number}"))
+    line.add(Entry("few", "few0"))
+    line.add(Entry("few", "few1"))
+    assert order(line) == ["many0", "few0", "many1", "few1", "many2", "many3"]
+
+
+def test_turns_are_counted_in_pictures() -> None:
+    line: Line[Entry] = Line(99, 99)
+    line.add(Entry("large", "L0", weight=3))
+    line.add(Entry("large", "L1", weight=3))
+    for number in range(4):
+        line.add(Entry("small", f"s{number}"))
+    assert order(line) == ["L0", "s0", "s1", "s2", "L1", "s3"]
+
+
+def test_a_key_that_comes_late_gets_no_credit_for_what_it_did_not_ask() -> None:
+    line: Line[Entry] = Line(99, 99)
+    for number in range(6):
+        line.add(Entry("early", f"e{number}"))
+    assert [line.next().name for _ in range(3)] == ["e0", "e1", "e2"]  # type: ignore[union-attr]
+    for number in range(3):
+        line.add(Entry("late", f"l{number}"))
+    assert order(line) == ["e3", "l0", "e4", "l1", "e5", "l2"]
+
+
+def test_priority_orders_the_entries_of_its_own_key_only() -> None:
+    line: Line[Entry] = Line(99, 99)
+    line.add(Entry("a", "a-low"))
+    line.add(Entry("a", "a-high", priority=5))
+    line.add(Entry("b", "b0"))
+    assert order(line) == ["a-high", "b0", "a-low"]
+
+
+def test_a_full_line_refuses_and_says_whose_fault_it_is() -> None:
+    line: Line[Entry] = Line(3, 2)
+    line.add(Entry("a"))
+    line.add(Entry("a"))
+    with pytest.raises(FullLineError, match="2 requests of this key") as own:
+        line.add(Entry("a"))
+    line.add(Entry("b"))
+    with pytest.raises(CapacityError, match="All 3 places") as all_:
+        line.add(Entry("c"))
+    assert (own.value.own, all_.value.own) == (True, False)  # type: ignore[attr-defined]
+
+
+def test_an_entry_can_leave_from_anywhere() -> None:
+    line: Line[Entry] = Line(9, 9)
+    entries = [Entry("k", name) for name in "abc"]
+    for entry in entries:
+        line.add(entry)
+    assert line.remove(entries[1]) and not line.remove(entries[1])
+    assert order(line) == ["a", "c"]

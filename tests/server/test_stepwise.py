@@ -1,0 +1,229 @@
+"""Several requests at once over real pipelines at tiny size: each picture as if it were alone."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from kandinsky5.denoise import RunGroup
+from kandinsky5.engine import Engine
+from kandinsky5.pictures import content_hash
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.request import EditRequest, ImageRequest
+from kandinsky5.service.messages import Begin, Begun, Failed, Finished, Previewed, Report, Stepped
+from kandinsky5.service.preview import LatentPreview
+from kandinsky5.service.stepwise import Stepwise
+from tests.pipelines.conftest import LONG, MIDDLE, SHORT, picture
+
+
+@pytest.fixture
+def engines(editing: Kandinsky5I2IPipeline) -> dict:
+    drawing = Kandinsky5T2IPipeline.from_pipe(editing)
+    drawing.set_progress_bar_config(disable=True)
+    return {
+        "text-to-image": Engine(drawing, source="tiny"),
+        "editing": Engine(editing, source="tiny"),
+    }
+
+
+@pytest.fixture
+def stepwise(engines: dict) -> Stepwise:
+    return Stepwise(engines, most=4)
+
+
+def asked(prompt: str, seed: int, **settings) -> ImageRequest:
+    return ImageRequest(**{"prompt": prompt, "seed": seed, "width": 64, "height": 64, "steps": 3, **settings})
+
+
+def run(stepwise: Stepwise) -> Iterator[Report]:
+    while stepwise.busy:
+        yield from stepwise.step()
+
+
+def finished(reports) -> dict[str, Finished]:
+    return {report.id: report for report in reports if isinstance(report, Finished)}
+
+
+def difference(ours, theirs) -> int:
+    return int(np.abs(np.asarray(ours, dtype=np.int16) - np.asarray(theirs, dtype=np.int16)).max())
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(stepwise: Stepwise, engines: dict) -> None:
+    """Other prompts, lengths, guidance, numbers of steps, sizes, an edit, and one that joins later; each as alone."""
+    source = picture(64, 64)
+    requests = {
+        "short": asked(SHORT, 1, guidance=5.0),
+        "long": asked(LONG, 2, guidance=1.0, steps=5),
+        "two": asked(MIDDLE, 3, count=2, negative_prompt="grey"),
+        "wide": asked(SHORT, 4, width=96),
+        "edit": EditRequest(
+            prompt="make it blue", seed=5, width=64, height=64, steps=4, source=content_hash(source)
+        ),
+    }
+    for name in ("short", "long", "two", "wide"):
+        assert isinstance(stepwise.begin(Begin(id=name, request=requests[name])), Begun)
+    reports = list(stepwise.step()) + list(stepwise.step())
+    assert isinstance(stepwise.begin(Begin(id="edit", request=requests["edit"], picture=source)), Begun)
+    reports += list(run(stepwise))
+    found = finished(reports)
+    assert set(found) == set(requests)
+    for name, request in requests.items():
+        edit = name == "edit"
+        engine = engines["editing" if edit else "text-to-image"]
+        alone = engine.generate(request, picture=source if edit else None)
+        assert len(alone) == len(found[name].pictures) == request.count
+        for ours, theirs in zip(found[name].pictures, alone, strict=True):
+            assert ours.request == theirs.request
+            # Levels of 255: rounding in float32 is all that a neighbour may change.
+            assert difference(ours.image, theirs.image) <= 1, name
+    assert difference(found["short"].pictures[0].image, found["edit"].pictures[0].image) > 20
+
+
+def test_passes_are_shared_and_never_larger_than_allowed(stepwise: Stepwise, monkeypatch) -> None:
+    sizes, real = [], RunGroup.velocities
+    monkeypatch.setattr(
+        RunGroup,
+        "velocities",
+        lambda group, *args, **kwargs: sizes.append(len(group.runs)) or real(group, *args, **kwargs),
+    )
+    for seed in range(6):
+        stepwise.begin(Begin(id=str(seed), request=asked(SHORT, seed)))
+    list(run(stepwise))
+    assert sizes == [4, 4, 4, 2, 2, 2]
+
+
+def test_steps_are_told_for_all_pictures_together(stepwise: Stepwise) -> None:
+    stepwise.begin(Begin(id="a", request=asked(SHORT, 0, count=2, steps=2)))
+    told = [(report.done, report.total) for report in run(stepwise) if isinstance(report, Stepped)]
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_what_is_dropped_takes_no_more_steps(stepwise: Stepwise) -> None:
+    for name in "ab":
+        stepwise.begin(Begin(id=name, request=asked(SHORT, 0)))
+    list(stepwise.step())
+    assert stepwise.drop("a") and not stepwise.drop("a")
+    assert {report.id for report in run(stepwise)} == {"b"}
+
+
+def failing_above(pictures: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Forward passes of more runs than that raise."""
+    sizes, real = [], RunGroup.velocities
+
+    def velocities(group: RunGroup, *args, **kwargs):
+        sizes.append(len(group.runs))
+        if len(group.runs) > pictures:
+            raise error
+        return real(group, *args, **kwargs)
+
+    monkeypatch.setattr(RunGroup, "velocities", velocities)
+    return sizes
+
+
+def test_where_memory_ends_the_group_is_halved_and_stays_so(stepwise: Stepwise, monkeypatch) -> None:
+    sizes = failing_above(1, torch.OutOfMemoryError("full"), monkeypatch)
+    for seed in range(4):
+        stepwise.begin(Begin(id=str(seed), request=asked(SHORT, seed, steps=1)))
+    assert len(finished(run(stepwise))) == 4
+    assert sizes == [4, 2, 1, 1, 1, 1]
+
+
+def test_without_memory_for_one_only_that_request_fails(stepwise: Stepwise, monkeypatch) -> None:
+    real = RunGroup.velocities
+
+    def velocities(group: RunGroup, *args, **kwargs):
+        if group.runs[0].latents.shape[3] > 8:
+            raise torch.OutOfMemoryError("full")
+        return real(group, *args, **kwargs)
+
+    monkeypatch.setattr(RunGroup, "velocities", velocities)
+    stepwise.begin(Begin(id="wide", request=asked(SHORT, 0, width=96)))
+    stepwise.begin(Begin(id="fits", request=asked(SHORT, 0)))
+    reports = list(run(stepwise))
+    (failed,) = [report for report in reports if isinstance(report, Failed)]
+    assert (failed.id, failed.kind) == ("wide", "capacity") and "96x64" in failed.reason
+    assert set(finished(reports)) == {"fits"}
+
+
+def test_numbers_that_are_none_fail_their_own_request_only(stepwise: Stepwise, engines: dict) -> None:
+    for name, seed in (("bad", 0), ("good", 1)):
+        stepwise.begin(Begin(id=name, request=asked(SHORT, seed)))
+    bad = next(d for d in stepwise._drawings if d.work.begin.id == "bad")
+    bad.run.latents[0, 0, 0, 0, 0] = float("nan")
+    reports = list(run(stepwise))
+    (failed,) = [report for report in reports if isinstance(report, Failed)]
+    assert (failed.id, failed.kind) == ("bad", "numbers") and "--precision fp32" in failed.reason
+    alone = engines["text-to-image"].generate(asked(SHORT, 1))[0]
+    assert difference(finished(reports)["good"].pictures[0].image, alone.image) <= 1
+
+
+def test_any_other_error_is_traced_to_its_request(stepwise: Stepwise, monkeypatch) -> None:
+    real = RunGroup.velocities
+
+    def velocities(group: RunGroup, *args, **kwargs):
+        if any(run.guidance == 7.0 for run in group.runs):
+            raise RuntimeError("a bug")
+        return real(group, *args, **kwargs)
+
+    monkeypatch.setattr(RunGroup, "velocities", velocities)
+    stepwise.begin(Begin(id="bad", request=asked(SHORT, 0, guidance=7.0, count=2)))
+    stepwise.begin(Begin(id="good", request=asked(SHORT, 1)))
+    reports = list(run(stepwise))
+    assert [(r.id, r.kind) for r in reports if isinstance(r, Failed)] == [("bad", "internal")]
+    assert "a bug" not in next(r.reason for r in reports if isinstance(r, Failed))
+    assert set(finished(reports)) == {"good"}
+
+
+def test_what_cannot_be_drawn_is_said_at_its_beginning(engines: dict) -> None:
+    only_text = Stepwise({"text-to-image": engines["text-to-image"]}, most=2)
+    source = picture(64, 64)
+    edit = EditRequest(prompt="x", source=content_hash(source))
+    failed = only_text.begin(Begin(id="a", request=edit, picture=source))
+    assert isinstance(failed, Failed) and failed.kind == "request" and not only_text.busy
+
+
+def test_tokens_are_counted(stepwise: Stepwise, engines: dict) -> None:
+    source = picture(64, 64)
+    begun = stepwise.begin(
+        Begin(id="a", request=EditRequest(prompt="make it blue", source=content_hash(source)), picture=source)
+    )
+    assert isinstance(begun, Begun)
+    assert begun.image_tokens > 0 and 0 < begun.text_tokens < 20
+    plain = stepwise.begin(Begin(id="b", request=asked(SHORT, 0)))
+    assert isinstance(plain, Begun) and plain.image_tokens == 0
+
+
+def test_previews_come_where_they_are_due(stepwise: Stepwise) -> None:
+    stepwise.begin(Begin(id="a", request=asked(SHORT, 0, steps=8), previews=3))
+    places, step = [], 0
+    for report in run(stepwise):
+        if isinstance(report, Previewed):
+            places.append((report.index, step))
+            assert report.image.size == (8, 8)
+        step += isinstance(report, Stepped)
+    assert places == [(0, 1), (1, 3), (2, 5)], "before the steps 2, 4 and 6 are told"
+    stepwise.begin(Begin(id="b", request=asked(SHORT, 0, steps=2), previews=3))
+    assert sum(isinstance(report, Previewed) for report in run(stepwise)) == 1
+
+
+def test_a_preview_of_the_embedded_model_shows_its_colours() -> None:
+    """The linear map follows the loaded autoencoder: on a picture it has not seen, colours are near the real ones."""
+    from diffusers import AutoencoderKL
+
+    from kandinsky5 import latents
+    from kandinsky5.pictures import to_pixels
+    from kandinsky5.variants import embedded_folder
+
+    vae = AutoencoderKL.from_pretrained(embedded_folder() / "vae").eval()
+    preview = LatentPreview.of(vae)
+    source = picture(128, 128, seed=8)
+    with torch.no_grad():
+        encoded = latents.encode(
+            to_pixels([source]), vae, rows=[0], generator=torch.Generator().manual_seed(0)
+        )
+    shown = np.asarray(preview.picture(encoded), dtype=float)
+    real = np.asarray(source.resize(shown.shape[1::-1], 4), dtype=float)
+    assert shown.shape == (16, 16, 3)
+    assert np.abs(shown - real).mean() < 15, "levels of 255"
+    assert np.abs(shown - real.mean((0, 1))).mean() > 30, "a plain colour would not do"
