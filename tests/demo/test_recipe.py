@@ -18,8 +18,10 @@ from kandinsky5.demo.architecture import (
     build_pooled_encoder,
     build_text_encoder,
 )
+from kandinsky5.demo.caption_reading import STATE as READING
+from kandinsky5.demo.caption_reading import ReadingRecipe, take_reading
 from kandinsky5.demo.export import PART_BYTES, pack_archive, unpack_archive
-from kandinsky5.demo.network_training import NetworkRecipe, build_modules
+from kandinsky5.demo.network_training import STATE, NetworkRecipe, build_modules
 from kandinsky5.demo.pictures import edit_grid, prompt_grid
 from kandinsky5.demo.preview import load_exported, save_preview
 from kandinsky5.demo.prompt_tokens import PromptTokens
@@ -27,13 +29,13 @@ from kandinsky5.demo.sampling import Sampling
 from kandinsky5.demo.scene_batches import CaptionedScenes
 from kandinsky5.demo.tokenizers import load_tokenizers
 from kandinsky5.demo.train import main
-from kandinsky5.demo.warm_start import take_weights
+from kandinsky5.demo.warm_start import digest, take_weights
 from kandinsky5.demo.world import MAX_THINGS
 from kandinsky5.errors import CheckpointError
 from kandinsky5.loading import load_pipeline
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.train.state_file import load_state
-from kandinsky5.train.update import Update
+from kandinsky5.train.update import Update, UpdateSettings
 from tests.pipelines.editing_peer import PictureProcessor
 
 from .conftest import TOY, toy_recipe
@@ -90,9 +92,29 @@ def test_what_is_loaded_is_the_average_that_was_trained(trained: Path) -> None:
     assert unmoved == []
 
 
+def test_the_network_begins_with_encoders_that_have_learnt_to_read(trained: Path, tmp_path: Path) -> None:
+    options = [*TOY, "--work", str(tmp_path), "--parts", str(trained / "weights"), "--dtype", "float32"]
+    options += ["--device", "cpu", "--workers", "0", "--reading-steps", "2", "--peak", "0", "--steps", "1"]
+    main(["finished-parts", "reading", "network", "export", *options])
+    _, values = load_state(tmp_path / STATE)
+    assert values["recipe"]["start"] == digest(tmp_path / READING.parent) != ""
+    qwen, clip = load_tokenizers(tmp_path / "tokenizers")
+    recipe = toy_recipe(trained)
+    fresh, taught = (build_modules(recipe, qwen, clip).parameters() for _ in range(2))
+    reading = ReadingRecipe(architecture=recipe.architecture, update=UpdateSettings(steps=2, peak=1e-3))
+    take_reading(reading, tmp_path, qwen, clip, taught)
+    changed = {name.partition(".")[0] for name in fresh if not torch.equal(fresh[name], taught[name])}
+    assert changed == {"text_encoder", "pooled_encoder"}
+    exported = load_exported(tmp_path / "weights", CPU)
+    for name, parameter in exported.text_encoder.model.language_model.named_parameters():
+        expected = taught[f"text_encoder.model.language_model.{name}"]
+        assert torch.equal(parameter.float(), expected.bfloat16().float()), name
+
+
 def test_a_run_may_begin_from_published_weights(trained: Path, tmp_path: Path) -> None:
     folder, work = trained / "weights", tmp_path / "warm"
-    options = [*TOY, "--work", str(work), "--start", str(folder), "--peak", "0", "--steps", "1"]
+    options = [*TOY, "--work", str(work), "--peak", "0", "--steps", "1"]
+    options += ["--parts", str(folder), "--start", str(folder)]
     main(["finished-parts", "network", "export", *options])
     before, after = load_exported(folder, CPU), load_exported(work / "weights", CPU)
     for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):

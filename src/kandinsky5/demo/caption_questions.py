@@ -73,7 +73,7 @@ def ask(claims: Claims, rng: random.Random) -> list[Question]:
     Of a kind that two groups share (only their sizes or fills differ) only the presence of its things could be said;
     such groups are not asked after.
     """
-    kinds = [(group.colour, group.shape) for group in claims.groups]
+    kinds: list[Kind] = [(group.colour, group.shape) for group in claims.groups]
     asked = [Question(kind=NOBODY, answers={"ground": claims.ground})]
     for kind, group in zip(kinds, claims.groups, strict=True):
         if kinds.count(kind) == 1:

@@ -30,6 +30,7 @@ from kandinsky5.demo.scene_batches import batches_from, draw_caption
 from kandinsky5.demo.text_states import TextReader, TextStates
 from kandinsky5.demo.world import draw_scene
 from kandinsky5.train.run import resume, run
+from kandinsky5.train.state_file import load_state
 from kandinsky5.train.update import Update, UpdateSettings
 
 STATE = Path("reading/state.safetensors")
@@ -221,3 +222,23 @@ def train_reading(
         path=work / STATE,
         limits=running.limits,
     )
+
+
+@torch.no_grad()
+def take_reading(
+    recipe: ReadingRecipe,
+    work: Path,
+    qwen: Qwen2Tokenizer,
+    clip: CLIPTokenizer,
+    learners: Mapping[str, nn.Parameter],
+) -> None:
+    """Put the averaged weights of a finished run into parameters of these names; others are left as they are.
+
+    Raises CheckpointError where `work` holds no such run, or one of another architecture.
+    """
+    readers = build_readers(recipe, qwen, clip)
+    update = Update(readers.parameters(), recipe.update)
+    update.restore(*load_state(work / STATE))
+    for name, average in update.average().items():
+        if not name.startswith("answerer."):
+            learners[name].copy_(average)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kandinsky5.demo.captions import describe
+from kandinsky5.demo.captions import Caption, describe
 from kandinsky5.demo.prompt_tokens import PromptTokens
 from kandinsky5.demo.renderer import pack
 from kandinsky5.demo.world import Scene, draw_scene
@@ -57,9 +57,13 @@ class CaptionedScenes(Dataset[dict[str, Tensor]]):
         cuts: list[tuple[int, ...]] = []
         for _ in range(self._batch):
             scenes.append(draw_scene(rng))
-            prompt, at = ("", ()) if rng.random() < self._unconditional else self._caption(scenes[-1], rng)
-            prompts.append(prompt)
-            cuts.append(at)
+            if rng.random() < self._unconditional:
+                prompts.append("")
+                cuts.append(())
+            else:
+                caption, at = draw_caption(scenes[-1], rng, self._tokens)
+                prompts.append(caption.text)
+                cuts.append(at)
         rows = self._tokens.rows(prompts, cuts)
         # Small integers travel between processes; widened again on the GPU.
         return {
@@ -69,13 +73,14 @@ class CaptionedScenes(Dataset[dict[str, Tensor]]):
             "clip_ids": rows.clip_ids.to(torch.int32),
         }
 
-    def _caption(self, scene: Scene, rng: random.Random) -> tuple[str, tuple[int, ...]]:
-        """A caption that fits, drawn again until it does, and the characters to cut it at."""
-        while True:
-            text = describe(scene, rng).text
-            cuts = random_cuts(text, rng)
-            if self._tokens.fits(text, cuts):
-                return text, cuts
+
+def draw_caption(scene: Scene, rng: random.Random, tokens: PromptTokens) -> tuple[Caption, tuple[int, ...]]:
+    """A caption that fits, drawn again until it does, and the characters to cut it at."""
+    while True:
+        caption = describe(scene, rng)
+        cuts = random_cuts(caption.text, rng)
+        if tokens.fits(caption.text, cuts):
+            return caption, cuts
 
 
 def random_cuts(text: str, rng: random.Random) -> tuple[int, ...]:
