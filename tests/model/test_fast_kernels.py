@@ -130,6 +130,14 @@ def test_norm_rotate(kernels, draw, dtype, rotated, packed):
     close(found, expected, TOLERANCE[dtype])
 
 
+def test_heads_of_another_width(kernels, draw):
+    """Not a power of two, which a Triton program's channels must be."""
+    x, weight, angles = draw(B, N, A, 12), draw(12), draw(N, 6)
+    rotation = torch.stack([angles.cos(), angles.sin()], -1)
+    expected = EAGER.norm_rotate(x.double(), weight.double(), rotation.double())
+    close(kernels.norm_rotate(x, weight, rotation), expected, TOLERANCE[torch.float32])
+
+
 @pytest.mark.parametrize("quantise", [False, True])
 def test_gelu(kernels, draw, dtype, quantise):
     x = draw(B, N, D, dtype=dtype)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kandinsky5.model.blocks import LAYER_NORM_EPS
-from kandinsky5.model.kernels import Kernels, Rows
+from kandinsky5.model.kernels import EAGER, Kernels, Rows
 from kandinsky5.model.precision import RMS_NORM_EPS
 from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
 
@@ -162,6 +162,8 @@ def _launch_row(x: Tensor, *, gelu: bool) -> ScaledRows:
 
 def _norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
     B, N, A, K = x.shape
+    if triton.next_power_of_2(K) != K:  # of no published network; a program's channels are a power of two
+        return EAGER.norm_rotate(x, weight, rotation)
     together = x.stride()[2:] == (K, 1) and (B == 1 or x.stride(0) == N * x.stride(1))
     x = x if together else x.contiguous()
     out = torch.empty((B, N, A, K), dtype=x.dtype, device=x.device)
