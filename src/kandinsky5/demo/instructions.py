@@ -21,7 +21,8 @@ __all__ = ["instruct", "plain_instruction"]
 _T = TypeVar("_T")
 
 _SHAPES = {
-    shape: tuple(pair for pair in forms.items() if pair[0] != "stripe") for shape, forms in words.SHAPE_WORDS.items()
+    shape: tuple(pair for pair in forms.items() if pair[0] != "stripe")
+    for shape, forms in words.SHAPE_WORDS.items()
 }
 """Names of shapes, singular and plural; turning circles into stripes might mean their fill."""
 
