@@ -96,7 +96,7 @@ def test_ids_are_given_and_kept_and_logged(client: httpx2.Client, served: Runnin
 
 def test_prompts_are_not_logged(served: RunningServer) -> None:
     served.openai.images.generate(
-        prompt="a very secret star", size="64x64", user="u-17", extra_body={"steps": 1}
+        prompt="a very secret star " * 200, size="64x64", user="u-17", extra_body={"steps": 1}
     )
     wait_until(lambda: any(line["user"] == "u-17" for line in served.events("accepted")))
     assert "secret" not in "".join(served.lines)

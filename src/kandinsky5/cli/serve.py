@@ -8,7 +8,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from typer import Option
@@ -20,6 +20,10 @@ from kandinsky5.server.keys import KEYS_VARIABLE, read_keys
 from kandinsky5.server.logs import Lines, LogFormat
 from kandinsky5.server.settings import Settings
 from kandinsky5.variants import EMBEDDED, resolve_model
+
+if TYPE_CHECKING:
+    from kandinsky5.engine import Engine
+    from kandinsky5.prompts import Task
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 """What --host may be for a server that only this machine reaches."""
@@ -113,7 +117,7 @@ def serve(
         drawing=max_batch,
         seconds=timeout,
     )
-    opener = partial(open_engines, model or EMBEDDED, device, dtype.value)
+    opener = partial(_open_in_worker, model or EMBEDDED, device, dtype.value, log_format)
     run(opener, settings, limits, host=host, port=port, say=typer.echo)
 
 
@@ -129,9 +133,19 @@ def _check_extra() -> None:
         )
 
 
+def _open_in_worker(model: str, device: str, dtype: str, log_format: LogFormat) -> "dict[Task, Engine]":
+    """`open_engines`, in the worker process, whose log looks like the server's."""
+    _log_to_standard_error(log_format)
+    return open_engines(model, device, dtype)
+
+
 def _log_to_standard_error(log_format: LogFormat) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Lines(log_format))
     logging.getLogger().handlers[:] = [handler]
+    logging.captureWarnings(True)  # Pillow's, about pictures that clients send
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns about every damaged form
     for name in ("kandinsky5.server", "kandinsky5.service"):
         logging.getLogger(name).setLevel(logging.INFO)
+    if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
+        logging.getLogger("kandinsky5.conditioning").setLevel(logging.ERROR)  # its warnings quote prompts

@@ -10,12 +10,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kandinsky5.server.keys import Keyring
 from kandinsky5.server.logs import log, tell
 from kandinsky5.server.metrics import Metrics
-from kandinsky5.server.problems import Problem, of_error
+from kandinsky5.server.problems import CLIENT_GONE, Problem, of_error
 from kandinsky5.server.settings import Settings
 
 OPEN_PATHS: Final = ("/health", "/ready", "/openapi.json")
@@ -55,6 +56,8 @@ class Gate:
         try:
             self._check(scope, headers)
             await self._app(scope, self._bounded(receive), send_named)
+        except ClientDisconnect:
+            answered.append(CLIENT_GONE)
         except Exception as error:
             if not isinstance(error, Problem):
                 log.exception("unexpected", extra={"facts": {"id": request_id}})

@@ -28,13 +28,10 @@ from kandinsky5.server.asking import Asking, ClientGoneError, cancel_when_gone, 
 from kandinsky5.server.bodies import DrawingFields, EditBody, EditForm, GenerationBody
 from kandinsky5.server.desk import Desk, desk_of
 from kandinsky5.server.intake import edit_body, json_body
-from kandinsky5.server.problems import Problem, of_error
+from kandinsky5.server.problems import CLIENT_GONE, Problem, of_error
 from kandinsky5.server.translation import Delivery
 from kandinsky5.server.uploads import Upload
 from kandinsky5.service import Finished, Previewed, Report
-
-CLIENT_GONE: Final = 499
-"""Nobody reads it; it is for the log and the metrics (nginx's number for a client that hung up)."""
 
 BREATH: Final = 10.0
 """Seconds after which a silent stream sends a comment, so that proxies keep it open."""
@@ -67,9 +64,11 @@ async def _answer(request: Request, body: DrawingFields, upload: Upload | None, 
         if delivery.stream:
             reports = asking.reports()
             # What is refused at once is refused with a status, so the stream begins when the drawing does.
-            first = await unless_gone(request, _next(reports))
+            await unless_gone(request, _next(reports))
+            # From here on: a response that is never begun does not end its events either.
+            watching = asyncio.ensure_future(cancel_when_gone(request, asking))
             return StreamingResponse(
-                _events(request, asking, reports, first, delivery, upload, kind),
+                _events(asking, reports, watching, delivery, upload, kind),
                 media_type="text/event-stream",
                 headers={"cache-control": "no-store"},
             )
@@ -101,10 +100,9 @@ def _shelved(desk: Desk, encoded: Encoded, delivery: Delivery, request: Request)
 
 
 async def _events(
-    request: Request,
     asking: Asking,
     reports: AsyncIterator[Report],
-    first: Report,
+    watching: "asyncio.Future[None]",
     delivery: Delivery,
     upload: Upload | None,
     kind: str,
@@ -113,8 +111,7 @@ async def _events(
     begun = asking.begun
     assert begun is not None
     spoken = time.monotonic()
-    watching = asyncio.ensure_future(cancel_when_gone(request, asking))
-    yield f": {type(first).__name__.lower()}\n\n".encode()
+    yield b": drawing\n\n"
     try:
         async for report in reports:
             line = b""

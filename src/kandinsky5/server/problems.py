@@ -41,6 +41,10 @@ FAILURES: Final[Mapping[str, tuple[int, str, bool]]] = {
 CODES: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed"}
 
 
+CLIENT_GONE: Final = 499
+"""Nobody reads it; it is for the log and the metrics (nginx's number for a client that hung up)."""
+
+
 class Problem(Exception):  # noqa: N818 - the body's word; not every one is an error of ours
     """A refusal or failure on its way to the client."""
 
@@ -118,4 +122,4 @@ def of_validation(error: ValidationError) -> Problem:
 
 def plain(name: str) -> str:
     """A name that a client made up, fit to be sent back."""
-    return name[:80].encode("ascii", "backslashreplace").decode("ascii")
+    return name[:80].encode("unicode_escape").decode("ascii")

@@ -5,7 +5,6 @@ answers ends the process, and the service starts another. Refuses to know: queue
 """
 
 import logging
-import resource
 import signal
 import sys
 import threading
@@ -144,5 +143,9 @@ def _memory_bytes() -> int:
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.memory_reserved()
+    try:
+        import resource
+    except ImportError:
+        return 0  # not on Windows
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

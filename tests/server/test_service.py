@@ -1,0 +1,144 @@
+"""The service over a real worker process and a tiny model: deadlines, keys, ends."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from kandinsky5.cli.opening import open_engines
+from kandinsky5.errors import CapacityError
+from kandinsky5.pictures import content_hash
+from kandinsky5.request import EditRequest, ImageRequest
+from kandinsky5.service import Begun, Failed, Finished, Limits, Report, Service, Stepped
+from tests.pipelines.conftest import picture
+
+from .conftest import wait_until
+
+ENDLESS = ImageRequest(prompt="a", width=128, height=128, steps=1000)
+QUICK = ImageRequest(prompt="a", width=64, height=64, steps=1)
+
+
+class Heard:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self.ended = threading.Event()
+
+    def __call__(self, report: Report) -> None:
+        self.reports.append(report)
+        if isinstance(report, Finished | Failed):
+            self.ended.set()
+
+    @property
+    def end(self) -> Report:
+        assert self.ended.wait(60)
+        time.sleep(0.05)
+        ends = [report for report in self.reports if isinstance(report, Finished | Failed)]
+        assert len(ends) == 1 and self.reports[-1] is ends[0], "one end, and nothing after it"
+        return ends[0]
+
+
+@pytest.fixture(scope="module")
+def service(saved_editing_folder: str) -> Iterator[Service]:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    opener = partial(open_engines, saved_editing_folder, "cpu", "float32")
+    service = Service(opener, Limits(drawing=1, waiting=50, waiting_per_key=50, seconds=60))
+    service.start()
+    wait_until(lambda: service.ready, 120)
+    yield service
+    service.close()
+    assert service.worker_pid is None
+
+
+def ask(service: Service, request: ImageRequest, **settings) -> tuple[Heard, object]:
+    heard = Heard()
+    return heard, service.submit(request, listener=heard, **settings)
+
+
+def test_reports_come_in_order_and_end_once(service: Service) -> None:
+    heard, _ = ask(service, ImageRequest(prompt="a", width=64, height=64, steps=3))
+    assert isinstance(heard.end, Finished)
+    assert [type(report) for report in heard.reports] == [Begun, Stepped, Stepped, Stepped, Finished]
+    assert set(heard.end.seconds) == {"encode", "denoise", "decode"}
+
+
+def test_a_deadline_ends_what_is_drawn_and_what_waits(service: Service) -> None:
+    drawn, _ = ask(service, ENDLESS, seconds=0.6)
+    wait_until(lambda: service.drawing == 1)
+    waiting, _ = ask(service, ENDLESS, seconds=0.3)
+    after, _ = ask(service, QUICK)
+    assert isinstance(drawn.end, Failed) and isinstance(waiting.end, Failed)
+    assert (drawn.end.kind, waiting.end.kind) == ("deadline", "deadline")
+    assert "still being drawn" in drawn.end.reason and "still waiting" in waiting.end.reason
+    assert isinstance(after.end, Finished)
+
+
+def test_cancelling_frees_the_place_within_a_step(service: Service) -> None:
+    heard, ticket = ask(service, ENDLESS)
+    wait_until(lambda: any(isinstance(report, Stepped) for report in heard.reports))
+    started = time.monotonic()
+    assert service.cancel(ticket) and not service.cancel(ticket)
+    assert isinstance(heard.end, Failed) and heard.end.kind == "cancelled"
+    wait_until(lambda: service.drawing == 0, 5)
+    assert time.monotonic() - started < 2, "a step takes milliseconds"
+
+
+def test_keys_are_served_in_turn(service: Service) -> None:
+    """While one request is drawn, a key with many waits beside a key with few."""
+    block, ticket = ask(service, ENDLESS)
+    wait_until(lambda: service.drawing == 1)
+    order: list[str] = []
+
+    def told(name: str):
+        return lambda report: order.append(name) if isinstance(report, Finished) else None
+
+    for number in range(4):
+        service.submit(QUICK, listener=told(f"many{number}"), key="many")
+    for number in range(2):
+        service.submit(QUICK, listener=told(f"few{number}"), key="few", priority=number)
+    service.cancel(ticket)
+    assert isinstance(block.end, Failed)
+    wait_until(lambda: len(order) == 6)
+    assert order == ["many0", "few1", "many1", "few0", "many2", "many3"]
+
+
+def test_what_the_model_refuses_fails_with_its_reason(service: Service) -> None:
+    source = picture(128, 128)
+    edit = EditRequest(prompt="a", source=content_hash(source), max_sequence_length=1)
+    heard = Heard()
+    service.submit(edit, source, listener=heard)
+    assert isinstance(heard.end, Failed) and heard.end.kind == "request"
+    assert "leaves no room" in heard.end.reason
+
+
+def test_a_worker_that_hangs_is_replaced(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kandinsky5.service.service.PATIENCE", 0.5)
+    pid, restarts = service.worker_pid, service.restarts
+    heard, ticket = ask(service, ENDLESS)
+    wait_until(lambda: any(isinstance(report, Stepped) for report in heard.reports))
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    service.cancel(ticket)
+    after, _ = ask(service, QUICK)
+    assert isinstance(after.end, Finished)
+    assert service.restarts == restarts + 1 and service.worker_pid != pid
+
+
+def test_closing_answers_for_everything_it_has_accepted(saved_editing_folder: str) -> None:
+    """Before the model is loaded: what waits is told, nothing more is taken, and no process is left."""
+    service = Service(partial(open_engines, saved_editing_folder, "cpu", "float32"), Limits())
+    service.start()
+    wait_until(lambda: service.worker_pid is not None)
+    pid = service.worker_pid
+    heard, _ = ask(service, QUICK)
+    service.close(seconds=0.5)
+    assert isinstance(heard.end, Failed) and heard.end.kind == "closing"
+    with pytest.raises(CapacityError, match="shutting down"):
+        ask(service, QUICK)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid or 0, 0)
