@@ -113,13 +113,20 @@ def resolve_mode(name: str, device: torch.device, dtype: torch.dtype) -> Mode:
     )
 
 
-def use_mode(network: Kandinsky5Transformer3DModel, name: str | None, *, graphs: bool = False) -> Mode | None:
-    """Put a network into a mode, on the device and in the dtype where it is, and log what that is.
+def use_mode(
+    network: Kandinsky5Transformer3DModel,
+    name: str | None,
+    *,
+    graphs: bool = False,
+    device: torch.device | None = None,
+) -> Mode | None:
+    """Put a network into a mode, and log what that is on the device where it runs.
 
     Args:
         network: fp8 replaces layers of its visual blocks for good, at half their memory.
         name: one of `MODES`; None is the ordinary way, which only an exact network can go back to.
         graphs: replay CUDA graphs where nothing changes between steps but tensors.
+        device: that an offloaded network runs on; by default the one it is on.
 
     Raises:
         RequestError: an unknown mode, a network with unfused adapters or another quantisation (fp8), or a way back
@@ -131,11 +138,11 @@ def use_mode(network: Kandinsky5Transformer3DModel, name: str | None, *, graphs:
     if name is None:
         network.fast_path = None
         return None
-    mode = resolve_mode(name, network.device, network.dtype)
+    mode = resolve_mode(name, device or network.device, network.dtype)
     if name == "fp8":
         quantise(network)
     prepare_for_speed(network)
-    network.fast_path = FastPath(kernels_for(network.device, float8=name == "fp8"), graphs=graphs)
+    network.fast_path = FastPath(float8=name == "fp8", graphs=graphs)
     because = f" ({'; '.join(mode.reasons)})" if mode.reasons else ""
     logger.info("mode: %s, %s kernels, products in %s%s", name, mode.kernels, mode.products, because)
     return mode

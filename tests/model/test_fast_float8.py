@@ -166,6 +166,14 @@ def test_an_adapter_on_float8_layers_is_refused_by_name(network):
         network.add_adapter(LoraConfig(r=2, target_modules=["to_query"]))
 
 
+def test_a_float8_network_is_not_saved(network, tmp_path):
+    """Its tensors would be a checkpoint that nothing loads."""
+    quantise(network)
+    with pytest.raises(RequestError, match=r"visual_transformer_blocks\.0\..* is float8"):
+        network.save_pretrained(tmp_path / "network")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.gpu
 def test_float8_units_against_the_twin():
     if (why := why_no_float8_products(torch.device("cuda"), torch.bfloat16)) is not None:

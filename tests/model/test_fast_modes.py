@@ -56,6 +56,22 @@ def test_without_triton(monkeypatch):
     assert mode.reasons == ("the fused kernels need Triton, which is not installed",)
 
 
+def test_without_a_compiler(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(kernels, "_compiler_is_here", lambda: False)
+    mode = resolve_mode("exact", CUDA, torch.bfloat16)
+    assert mode.kernels == "eager" and "gcc" in mode.reasons[0]
+
+
+def test_an_offloaded_network_is_for_the_device_it_runs_on(monkeypatch, network):
+    """Between two calls its weights are in host memory."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert use_mode(network, "exact").kernels == "eager"
+    assert use_mode(network, "exact", device=CUDA).kernels == "triton"
+
+
 def test_in_another_dtype(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
@@ -73,7 +89,7 @@ def test_into_a_mode_and_back(network, caplog):
         mode = use_mode(network, "exact")
     assert mode == resolve_mode("exact", CPU, torch.float32)
     assert "mode: exact, eager kernels, products in float32 (" in caplog.text
-    assert network.fast_path.kernels is kernels.EAGER and not network.fast_path.graphs
+    assert not network.fast_path.graphs
     assert not any(isinstance(module, ScaledLinear) for module in network.modules())
     assert use_mode(network, None) is None and network.fast_path is None
 
@@ -85,6 +101,24 @@ def test_there_is_no_way_back_from_float8(network, name):
     with pytest.raises(RequestError, match="load it again"):
         use_mode(network, name)
     assert use_mode(network, "fp8").name == "fp8"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODES)
+def test_offloaded_between_calls(name):
+    """The hook on the network brings it to the card, and the card's kernels run."""
+    found = []
+    for mode in (None, name):
+        pipe = Kandinsky5T2IPipeline.from_pretrained(embedded_folder(), dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        if mode is not None:
+            use_mode(pipe.transformer, mode, device=CUDA)
+        pipe.enable_model_cpu_offload()
+        assert pipe.transformer.device.type == "cpu"
+        settings = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(1)}
+        latents = pipe("a red circle", output_type="latent", **settings).image
+        found.append(latents.cpu())
+    assert relative_rms(found[1], found[0]) < (1e-3 if name == "exact" else 0.2)
 
 
 @pytest.mark.parametrize(("name", "bound"), [("exact", 1e-4), ("fp8", 0.15)])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kandinsky5.model.graph import CapturedCall
-from kandinsky5.model.kernels import EAGER, Kernels, Rows
+from kandinsky5.model.kernels import Kernels, Rows, kernels_for
 from kandinsky5.model.products import lay_together, product, products, read_float8
 from kandinsky5.model.prompt_table import Prompt, PromptTable, Step
 
@@ -38,12 +38,15 @@ class FastPath:
     """What `Kandinsky5Transformer3DModel.fast_path` is set to.
 
     Args:
-        kernels: who computes the stretches between products.
+        kernels: who computes the stretches between products; None is the fastest on the device of the latents, which
+            an offloaded network reaches only when it is called.
+        float8: the network has float8 layers, and the kernels quantise for them.
         graphs: replay CUDA graphs, one a size; for CUDA devices.
     """
 
-    def __init__(self, kernels: Kernels = EAGER, *, graphs: bool = False):
+    def __init__(self, kernels: Kernels | None = None, *, float8: bool = False, graphs: bool = False):
         self.kernels = kernels
+        self.float8 = float8
         self.graphs = graphs
         self._ahead: list[float] = []
         self._tables: list[PromptTable] = []
@@ -103,7 +106,8 @@ class FastPath:
         adapted = getattr(network, "_hf_peft_config_loaded", False)
         step = self._step(network, prompt, times, keep=not adapted)
         inputs = (latents, step.text, prompt.mask, step.time, step.modulation, rotation)
-        evaluate: Callable[..., Tensor] = partial(velocity, network, self.kernels)
+        kernels = self.kernels or kernels_for(latents.device, float8=self.float8)
+        evaluate: Callable[..., Tensor] = partial(velocity, network, kernels)
         if self.graphs and latents.is_cuda and not adapted:
             evaluate = self._graph(network, evaluate, inputs)
         return evaluate(*inputs)

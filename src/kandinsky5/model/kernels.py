@@ -7,6 +7,9 @@ is what the others are tested against; `kernels_for` chooses. Refuses to know: w
 Shapes: B batch, N tokens, D width of a row, A heads of K channels.
 """
 
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -65,6 +68,8 @@ def why_no_triton(device: torch.device, *, float8: bool) -> str | None:
         return "the fused kernels have not been tried on ROCm"
     if not _triton_is_here():
         return "the fused kernels need Triton, which is not installed"
+    if not _compiler_is_here():
+        return "the fused kernels need a C compiler (gcc or clang), with which Triton builds their launchers"
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return "the fused kernels need compute capability 8.0 (Ampere) or later"
@@ -76,6 +81,12 @@ def why_no_triton(device: torch.device, *, float8: bool) -> str | None:
 @cache
 def _triton_is_here() -> bool:
     return find_spec("triton") is not None
+
+
+@cache
+def _compiler_is_here() -> bool:
+    """As Triton looks for one; its builds for Windows bring their own."""
+    return sys.platform == "win32" or any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
 
 
 def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, quantise: bool) -> Rows:

@@ -1,6 +1,6 @@
 """Linear layers whose weights are float8 with a scale for each output channel, and the rows they multiply.
 
-Comes in: a linear layer, or rows of activations. Goes out: a layer of a quarter or half the size, or float8 rows with
+Comes in: a linear layer, or rows of activations. Goes out: a layer of half the size or less, or float8 rows with
 a scale each, and their product in the network's dtype. A row's scale is its largest magnitude over 448, the largest
 float8 number (OCP 8-bit floating point, E4M3), so nothing overflows and no scale is shared between tokens. Refuses to
 know: which layers of a network are worth it (`fast`).
@@ -8,10 +8,12 @@ know: which layers of a network are worth it (`fast`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from kandinsky5.errors import RequestError
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
@@ -80,6 +82,17 @@ class ScaledLinear(nn.Module):
         """What `print` shows of it."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Refuse: no loader knows these tensors, and the originals are where the network came from.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError(
+            f"Layer {prefix.rstrip('.')} is float8, which no checkpoint holds: save the network before it is put into "
+            "fp8, or load it again."
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
