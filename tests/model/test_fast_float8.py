@@ -101,6 +101,17 @@ def test_one_product_for_three_layers(kind, bias):
     assert relative_rms(products(layers, x)[2], expected[2]) < 1e-6, "rows that are still wide"
 
 
+def test_layers_that_lie_together_in_another_order():
+    layers = [nn.Linear(96, 48).requires_grad_(False) for _ in range(3)]
+    lay_together(layers)
+    first, second, third = layers
+    assert joined([layer.weight for layer in (first, third, second)]) is None
+    assert joined([layer.weight for layer in (second, third)]) is not None, "two of them are a pair too"
+    x = torch.randn(5, 96)
+    for part, layer in zip(products([third, first, second], x), [third, first, second], strict=True):
+        assert torch.equal(part, layer(x))
+
+
 def test_layers_of_two_kinds_stay_apart(layer):
     layers = [layer, ScaledLinear.of(nn.Linear(96, 48).requires_grad_(False))]
     lay_together(layers)

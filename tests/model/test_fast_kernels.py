@@ -107,6 +107,17 @@ def test_add_gated_norm_modulate(kernels, draw, dtype, quantise):
     close(found, expected, FLOAT8_TOLERANCE if quantise else TOLERANCE[dtype])
 
 
+def test_the_sum_is_rounded_before_it_is_normed(kernels, draw):
+    """As the ordinary way does, where the sum is a tensor of its own: what is under half a unit there is gone."""
+    x = (256 + 2 * draw(B, N, D).round().abs()).to(torch.bfloat16)  # a unit is 2
+    out = draw(B, N, D).abs().clamp(max=0.9).to(torch.bfloat16)
+    gate, (shift, scale) = torch.ones(B, D, device=x.device), modulation(draw, 2)
+    gate = torch.stack([gate] * 7, dim=1)[:, 0]  # of the modulation's stride
+    total, found = kernels.add_gated_norm_modulate(x, gate, out, shift, scale, False)
+    assert torch.equal(total, x)
+    close(found, normed(x, shift, scale), 2 * TOLERANCE[torch.bfloat16])
+
+
 def test_add_gated(kernels, draw, dtype):
     x, out, (gate,) = draw(B, N, D, dtype=dtype), draw(B, N, D, dtype=dtype), modulation(draw, 1)
     found = kernels.add_gated(x, gate, out)
@@ -203,4 +214,4 @@ def test_triton_in_the_interpreter():
         text=True,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert re.search(r"^2\d passed, \d+ deselected", done.stdout, re.MULTILINE), done.stdout[-500:]
+    assert re.search(r"^[3-9]\d passed, \d+ deselected", done.stdout, re.MULTILINE), done.stdout[-500:]

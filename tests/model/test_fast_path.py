@@ -8,7 +8,7 @@ from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
 
 from kandinsky5.denoise import Run, denoise, set_times
-from kandinsky5.model import fast
+from kandinsky5.model import fast, prompt_table
 from kandinsky5.model.blocks import Modulation
 from kandinsky5.model.fast import FastPath, prepare_for_speed
 from kandinsky5.model.products import joined
@@ -173,6 +173,16 @@ def test_a_window_holds_no_more_than_it_may(network, inputs, products_of_modulat
     products_of_modulation.clear()
     assert relative_rms(drawn_latents(network, inputs, FastPath()), expected) < 1e-5
     assert products_of_modulation == [8] * 3 + [8] * 3 + [4] * 3, "two steps of four rows, two, and the last"
+
+
+def test_never_two_windows_in_memory(network, inputs, monkeypatch):
+    monkeypatch.setattr(fast, "TABLE_BYTES", 0)
+    path, rows, held = FastPath(), prompt_table._rows, []
+    monkeypatch.setattr(
+        prompt_table, "_rows", lambda *args: (held.append(path._tables[0]._steps.copy()), rows(*args))[1]
+    )
+    drawn_latents(network, inputs, path)
+    assert held == [{}] * 5
 
 
 def test_a_callback_changes_the_prompt(network, inputs):
