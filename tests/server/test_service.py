@@ -47,7 +47,9 @@ class Heard:
 def service(saved_editing_folder: str) -> Iterator[Service]:
     os.environ["OMP_NUM_THREADS"] = "1"
     opener = partial(open_engines, saved_editing_folder, "cpu", "float32")
-    service = Service(opener, Limits(drawing=1, waiting=50, waiting_per_key=50, seconds=60))
+    service = Service(
+        opener, Limits(drawing=1, waiting=50, waiting_per_key=50, source_bytes=300_000, seconds=60)
+    )
     service.start()
     wait_until(lambda: service.ready, 120)
     yield service
@@ -105,6 +107,25 @@ def test_keys_are_served_in_turn(service: Service) -> None:
     assert isinstance(block.end, Failed)
     wait_until(lambda: len(order) == 6)
     assert order == ["many0", "few1", "many1", "few0", "many2", "many3"]
+
+
+def test_sources_that_wait_are_bounded_by_their_memory(service: Service) -> None:
+    """Two of 256 x 256 pass the bound of 300,000 bytes; a request without one still finds a place."""
+    block, ticket = ask(service, ENDLESS)
+    source = picture(256, 256)
+    edit = EditRequest(prompt="a", source=content_hash(source), steps=1)
+    first, refused = Heard(), service.counts.refused
+    service.submit(edit, source, listener=first)
+    with pytest.raises(CapacityError, match="source pictures that wait"):
+        service.submit(edit, source, listener=Heard())
+    assert service.counts.refused == refused + 1
+    after, _ = ask(service, QUICK)
+    service.cancel(ticket)
+    assert isinstance(block.end, Failed)
+    assert isinstance(first.end, Finished) and isinstance(after.end, Finished)
+    again = Heard()
+    service.submit(edit, source, listener=again)
+    assert isinstance(again.end, Finished), "what has ended holds nothing"
 
 
 def test_what_the_model_refuses_fails_with_its_reason(service: Service) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from kandinsky5.errors import RequestError
-from kandinsky5.pictures import as_pictures, content_hash, read_picture, to_pixels
+from kandinsky5.pictures import as_pictures, content_hash, read_mask, read_picture, to_pixels
 from kandinsky5.pictures.decoding import MAX_PIXELS, upright_rgb
 
 from ..pipelines.conftest import picture
@@ -288,3 +288,25 @@ def test_a_hash_of_what_is_seen_and_not_of_the_file(tmp_path: Path):
     assert content_hash(image) != content_hash(picture(40, 30, seed=1))
     flat = Image.new("RGB", (40, 30)), Image.new("RGB", (30, 40))
     assert content_hash(flat[0]) != content_hash(flat[1]), "the size counts"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_mask_is_where_a_picture_is_transparent(tmp_path: Path, mode: str) -> None:
+    """Turned as its EXIF data says, like the source it belongs to."""
+    mask = Image.new("RGBA", (32, 16), (9, 9, 9, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 32, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise: its upper edge becomes the right one
+    mask.convert(mode).save(tmp_path / "mask.png", exif=exif)
+    read = read_mask(tmp_path / "mask.png")
+    assert (read.mode, read.size) == ("L", (16, 32))
+    assert (np.asarray(read)[:, 12:] == 255).all() and (np.asarray(read)[:, :12] == 0).all()
+
+
+def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "opaque.png")
+    Image.new("RGBA", (8, 8)).save(tmp_path / "small.png")
+    (tmp_path / "text.png").write_bytes(b"no picture")
+    for name, words in (("opaque", "no transparency"), ("small", "at least 16"), ("text", "not a picture")):
+        with pytest.raises(RequestError, match=words):
+            read_mask(tmp_path / f"{name}.png")

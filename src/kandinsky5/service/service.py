@@ -13,7 +13,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import Any, Final
@@ -22,7 +21,7 @@ from PIL import Image
 
 from kandinsky5.errors import CapacityError
 from kandinsky5.request import ImageRequest
-from kandinsky5.service.line import Line
+from kandinsky5.service.line import FullLineError, Line
 from kandinsky5.service.messages import (
     Begin,
     Card,
@@ -36,64 +35,13 @@ from kandinsky5.service.messages import (
     Report,
 )
 from kandinsky5.service.process import WorkerProcess
+from kandinsky5.service.ticket import Counts, Limits, Listener, Ticket
 from kandinsky5.service.worker import OpenEngines
 
 log = logging.getLogger(__name__)
 
-Listener = Callable[[Report], None]
-"""Called with each report about one request, in order. It must be quick and raise nothing."""
-
 PATIENCE: Final = 120.0
 """Seconds a worker has to let go of a request that was cancelled, before it is taken to hang. A step takes less."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much the service takes on.
-
-    waiting: requests in the line; waiting_per_key: of them, those of one key.
-    drawing: pictures in one forward pass, and as many are handed to the worker.
-    seconds: from acceptance to the last report.
-    """
-
-    waiting: int = 64
-    waiting_per_key: int = 64
-    drawing: int = 4
-    seconds: float = 600.0
-
-
-@dataclass(kw_only=True, eq=False)
-class Ticket:
-    """An accepted request. Times are of `time.monotonic`; `begun` is None while it waits."""
-
-    id: str
-    request: ImageRequest
-    picture: Image.Image | None
-    key: str
-    priority: int
-    previews: int
-    listener: Listener
-    accepted: float
-    deadline: float
-    begun: float | None = None
-    ended: bool = False
-
-    @property
-    def weight(self) -> int:
-        """Pictures."""
-        return self.request.count
-
-
-@dataclass
-class Counts:
-    """What has happened since the start; read by metrics."""
-
-    accepted: int = 0
-    refused: int = 0
-    pictures: int = 0
-    group: int = 0
-    memory_bytes: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
 
 
 class Service:
@@ -175,6 +123,7 @@ class Service:
             if self.closing:
                 raise CapacityError("The server is shutting down and takes no more requests.")
             try:
+                self._check_sources(picture)
                 self._line.add(ticket)
             except CapacityError:
                 self.counts.refused += 1
@@ -361,6 +310,16 @@ class Service:
 
     # -- Endings ------------------------------------------------------------------------------------------------------
 
+    def _check_sources(self, picture: Image.Image | None) -> None:
+        """Raises FullLineError where the line has a place and memory has none. One picture is always taken."""
+        held = sum(_bytes_of(ticket.picture) for ticket in [*self._line, *self._drawing.values()])
+        if picture is not None and held and held + _bytes_of(picture) > self.limits.source_bytes:
+            most = self.limits.source_bytes
+            raise FullLineError(
+                f"The source pictures that wait fill the {most} bytes kept for them; try again later.",
+                own=False,
+            )
+
     def _end(self, ticket: Ticket, report: Finished | Failed) -> None:
         if ticket.ended:
             return
@@ -379,3 +338,8 @@ class Service:
     def _nudge(self) -> None:
         with self._lock:
             self._wake.send_bytes(b".")
+
+
+def _bytes_of(picture: Image.Image | None) -> int:
+    """Of an RGB picture in memory."""
+    return 0 if picture is None else 3 * picture.width * picture.height
