@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from huggingface_hub.utils import are_progress_bars_disabled
 
 from kandinsky5.cli.app import run
 from kandinsky5.errors import CapacityError
@@ -135,9 +135,6 @@ def test_quiet_drawing_fetches_without_bars(tmp_path: Path) -> None:
         seen.append((model, are_progress_bars_disabled()))
         raise CapacityError("opened")
 
-    try:
-        for quiet in ([], ["-q"]):
-            run(["generate", "a", "--model", REPO, "-o", str(tmp_path / "a.png"), *quiet], opener)
-    finally:
-        enable_progress_bars()
+    for quiet in ([], ["-q"]):
+        run(["generate", "a", "--model", REPO, "-o", str(tmp_path / "a.png"), *quiet], opener)
     assert seen == [(REPO, False), (REPO, True)]
