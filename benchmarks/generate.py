@@ -41,6 +41,11 @@ from drawing.sections import batches, child, editing, layers, loop, profile, siz
 
 from kandinsky5.placement import resolve_mode
 
+SECTIONS = (
+    *("truth", "ceilings", "pieces", "ways", "layers", "profile"),
+    *("sizes", "batches", "editing", "torchao", "stages", "warm_up"),
+)
+
 
 def sections(bench: Bench) -> Iterator[tuple[str, float, Callable[[], Iterator[Row]]]]:
     """Name, guessed seconds at full size on an H200, and the section."""
@@ -118,7 +123,7 @@ def parse() -> argparse.Namespace:
     arguments.add_argument(
         "--truth-steps", type=int, default=4, help="of the run in float32; 50 takes 2 minutes"
     )
-    arguments.add_argument("--only", nargs="+", default=[], help="sections to run")
+    arguments.add_argument("--only", nargs="+", default=[], choices=SECTIONS, help="sections to run")
     arguments.add_argument("--budget", type=float, default=470, help="seconds for everything")
     arguments.add_argument("--file", type=Path, help="where rows are written as JSON lines")
     arguments.add_argument("--child", help=argparse.SUPPRESS)

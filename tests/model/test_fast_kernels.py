@@ -180,6 +180,16 @@ def test_what_is_not_a_number_stays_so(kernels, draw):
     assert found[1, 3].isnan().all() and found.isnan().sum() == D
 
 
+def test_what_is_not_a_number_stays_so_in_float8(kernels, draw):
+    """Its row is lost, and no other; clamped to the largest float8 it would be a number like any other."""
+    x, (shift, scale) = draw(B, N, D), modulation(draw, 2)
+    x[1, 3, 7] = float("nan")
+    x[0, 1, 2] = float("inf")
+    for rows in (kernels.norm_modulate(x, shift, scale, True), kernels.quantise(x), kernels.gelu(x, True)):
+        lost = rows.widened().isfinite().logical_not()
+        assert lost.all(-1).nonzero().tolist() == lost.any(-1).nonzero().tolist() == [[0, 1], [1, 3]]
+
+
 def test_float8_kernels_round_as_the_eager_ones(kernels, draw, dtype):
     """To the neighbouring float8 at most, where two ways to divide fall on two sides of a middle."""
     x = draw(B, N, D, dtype=dtype)

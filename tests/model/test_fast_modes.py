@@ -84,6 +84,12 @@ def test_an_unknown_mode():
         resolve_mode("turbo", CPU, torch.float32)
 
 
+def test_a_device_without_float8(network):
+    with pytest.raises(RequestError, match="exact"):
+        use_mode(network, "fp8", device=torch.device("mps"))
+    assert network.fast_path is None and not any(isinstance(m, ScaledLinear) for m in network.modules())
+
+
 def test_into_a_mode_and_back(network, caplog):
     with caplog.at_level("INFO"):
         mode = use_mode(network, "exact")

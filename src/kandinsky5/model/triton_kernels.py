@@ -22,11 +22,18 @@ ELEMENTS_A_WARP = 512
 
 
 @triton.jit
+def _largest_or_nan(a, b):
+    """The larger; no number if one of them is none, so that a row's scale keeps what clamping would hide."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _store_rows(y, columns, inside, rows_ptr, scale_ptr, row, WIDTH: tl.constexpr, QUANTISE: tl.constexpr,
                 LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
     """Write a row for the next product; in float8 with its scale if asked for."""
     if QUANTISE:
-        scale = tl.maximum(tl.max(tl.where(inside, tl.abs(y), 0.0), axis=0) / LARGEST_FLOAT8, LEAST)
+        largest = tl.reduce(tl.where(inside, tl.abs(y), 0.0), 0, _largest_or_nan)
+        scale = _largest_or_nan(largest / LARGEST_FLOAT8, LEAST)
         tl.store(scale_ptr + row, scale)
         y = tl.minimum(tl.maximum(y / scale, -LARGEST_FLOAT8), LARGEST_FLOAT8)
     tl.store(rows_ptr + row * WIDTH + columns, y.to(rows_ptr.dtype.element_ty), mask=inside)
