@@ -109,8 +109,9 @@ def full_size_network(
         network = Kandinsky5Transformer3DModel(**{**NETWORK, **changes})
     kept = network._keep_in_fp32_modules
     for name, module in network.named_modules():
-        wide = any(part in kept for part in name.split("."))
-        module.to(torch.float32 if wide else dtype) if not list(module.children()) else None
+        if not list(module.children()):
+            wide = any(part in kept for part in name.split("."))
+            module.to(torch.float32 if wide else dtype)
     network.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
