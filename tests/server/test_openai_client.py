@@ -294,7 +294,7 @@ def test_a_model_that_cannot_edit_says_so(embedded: RunningServer, png: Path) ->
 
 # -- The line, cancellation, death ------------------------------------------------------------
 
-LONG = {"prompt": "a", "size": "128x128", "extra_body": {"steps": 200}}
+LONG = {"prompt": "a", "size": "512x512", "extra_body": {"steps": 200}}
 
 
 def in_background(target) -> threading.Thread:
@@ -320,7 +320,7 @@ def test_a_client_that_hangs_up_frees_its_place(served: RunningServer) -> None:
 
 def test_a_full_line_is_429_with_when_to_come_back(served: RunningServer) -> None:
     """Four are drawn and six wait; the eleventh is refused; when their clients hang up every place is free again."""
-    body = {"prompt": "a", "size": "128x128", "steps": 200, "stream": True}
+    body = {"prompt": "a", "size": "512x512", "steps": 200, "stream": True}
     hang_up = threading.Event()
 
     def occupy() -> None:
