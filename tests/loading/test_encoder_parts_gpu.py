@@ -9,6 +9,7 @@ from transformers import TorchAoConfig as EncoderConfig
 from kandinsky5.errors import RequestError
 from kandinsky5.pipelines import Kandinsky5T2IPipeline, bring_in
 from kandinsky5.pipelines.encoder_parts import left_out
+from tests.pipelines.placing import WAYS, place
 
 from .conftest import same_state
 from .test_encoder_parts import WHOLE, draw, look, write
@@ -21,26 +22,7 @@ def expected(untied_source):
     return draw(Kandinsky5T2IPipeline.from_pretrained(untied_source, **WHOLE))
 
 
-def place(pipe, how):
-    if how == "resident":
-        pipe.to("cuda")
-    elif how == "model offload":
-        pipe.enable_model_cpu_offload()
-    elif how == "sequential offload":
-        pipe.enable_sequential_cpu_offload()
-    else:
-        pipe.enable_group_offload(
-            onload_device=torch.device("cuda"),
-            offload_type="leaf_level" if "leaf" in how else "block_level",
-            use_stream="stream" in how,
-            **({} if "leaf" in how else {"num_blocks_per_group": 1}),
-        )
-
-
-@pytest.mark.parametrize(
-    "how",
-    ["resident", "model offload", "sequential offload", "group offload", "group offload, leaf, stream"],
-)
+@pytest.mark.parametrize("how", WAYS)
 def test_the_picture_of_the_cpu(untied, expected, how):
     pipe = Kandinsky5T2IPipeline.from_pretrained(untied)
     place(pipe, how)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
+from tests.pipelines.placing import WAYS, place
 
 from .conftest import MIDDLE, SHORT
 
@@ -21,26 +22,7 @@ def expected(saved_folder):
     return draw(Kandinsky5T2IPipeline.from_pretrained(saved_folder))
 
 
-def place(pipe, how):
-    if how == "resident":
-        pipe.to("cuda")
-    elif how == "model offload":
-        pipe.enable_model_cpu_offload()
-    elif how == "sequential offload":
-        pipe.enable_sequential_cpu_offload()
-    else:
-        pipe.enable_group_offload(
-            onload_device=torch.device("cuda"),
-            offload_type="leaf_level" if "leaf" in how else "block_level",
-            use_stream="stream" in how,
-            **({} if "leaf" in how else {"num_blocks_per_group": 1}),
-        )
-
-
-@pytest.mark.parametrize(
-    "how",
-    ["resident", "model offload", "sequential offload", "group offload", "group offload, leaf, stream"],
-)
+@pytest.mark.parametrize("how", WAYS)
 def test_the_picture_of_the_cpu(saved_folder, expected, how):
     pipe = Kandinsky5T2IPipeline.from_pretrained(saved_folder)
     place(pipe, how)
