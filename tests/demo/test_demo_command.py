@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from kandinsky5.cli import demo as command
+from kandinsky5.cli import extras
 from kandinsky5.cli.app import run
 from kandinsky5.demo import pictures
 from kandinsky5.demo.examination import SETS
@@ -69,7 +70,7 @@ def test_a_set_that_the_model_cannot_answer_is_refused(
 def test_without_scipy_the_extra_is_named(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     assert run(["demo", "score", model, *QUICK]) == 2
     assert "kandinsky5[demo]" in capsys.readouterr().err
 

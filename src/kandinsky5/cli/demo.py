@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ import typer
 from rich.console import Console
 
 from kandinsky5.cli import options
+from kandinsky5.cli.extras import require_extra
 from kandinsky5.cli.progress import StepBar, drawing, waiting
 from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.variants import EMBEDDED, resolve_model
@@ -57,6 +57,9 @@ CountOfSet = Annotated[
         "--count", min=1, help="So many of each set, the same ones always. Default: 500, 115 and 300."
     ),
 ]
+SCORING_MODULES = ("scipy",)
+"""Of the extra `demo`: pixels are read with it."""
+
 Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")]
 SetSeed = Annotated[int, typer.Option(help="Start of the noise; the sets are the same for every seed.")]
 
@@ -83,7 +86,7 @@ def score(
 
     Prints a table; writes score.json, score.md and failures-SET.png. Pixels are read with classical vision, no network.
     """
-    _require_scipy()
+    require_extra("demo score", "demo", SCORING_MODULES)
     console = Console(stderr=True)
     engine = _open(context, model, device, dtype, console, quiet)
     from kandinsky5.demo.sampling import Sampling
@@ -101,7 +104,7 @@ def judge(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score pictures of the withheld sets that were drawn elsewhere: the same tables and files as score."""
-    _require_scipy()
+    require_extra("demo judge", "demo", SCORING_MODULES)
     from kandinsky5.demo.drawn_sets import load_drawn
     from kandinsky5.demo.examination import judge as judged
 
@@ -131,7 +134,7 @@ def pictures(
     quiet: options.Quiet = False,
 ) -> None:
     """Draw the pictures of docs/demo.md, and score the model for its table and failures."""
-    _require_scipy()
+    require_extra("demo pictures", "demo", SCORING_MODULES)
     from kandinsky5.demo import pictures as page_pictures
     from kandinsky5.demo.examination import sets_for
     from kandinsky5.demo.sampling import Sampling, can_edit
@@ -172,13 +175,6 @@ def _report(cards: Sequence["Examined"], facts: dict[str, Any], output: Path, as
         return
     typer.echo(score_text(cards))
     typer.echo("\n" + "\n".join(str(path) for path in paths))
-
-
-def _require_scipy() -> None:
-    if find_spec("scipy") is None:
-        raise RequestError(
-            "Scores read pixels with scipy, which is not installed: pip install 'kandinsky5[demo]'."
-        )
 
 
 def _open(

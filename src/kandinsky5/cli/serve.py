@@ -14,8 +14,8 @@ import typer
 from typer import Option
 
 from kandinsky5.cli import options
+from kandinsky5.cli.extras import require_extra
 from kandinsky5.cli.opening import open_engines
-from kandinsky5.errors import RequestError
 from kandinsky5.server.keys import KEYS_VARIABLE, read_keys
 from kandinsky5.server.logs import Lines, LogFormat
 from kandinsky5.server.settings import Settings
@@ -87,7 +87,7 @@ def serve(
     Prints its address once it listens; /ready answers 200 once the model is loaded. Ctrl-C ends it.
     """
     source = resolve_model(model or EMBEDDED)
-    _check_extra()
+    require_extra("serve", "serve", EXTRA_MODULES)
     from kandinsky5.server.running import serve as run
     from kandinsky5.service import Limits
 
@@ -119,18 +119,6 @@ def serve(
     )
     opener = partial(_open_in_worker, model or EMBEDDED, device, dtype.value, log_format)
     run(opener, settings, limits, host=host, port=port, say=typer.echo)
-
-
-def _check_extra() -> None:
-    """Raises RequestError where the extra is not installed."""
-    from importlib.util import find_spec
-
-    missing = sorted(name for name in EXTRA_MODULES if find_spec(name) is None)
-    if missing:
-        raise RequestError(
-            f"kandinsky5 serve needs {', '.join(missing)}, which the extra serve brings: pip install "
-            "'kandinsky5[serve]' (in a clone: pip install '.[serve]')."
-        )
 
 
 def _open_in_worker(model: str, device: str, dtype: str, log_format: LogFormat) -> "dict[Task, Engine]":

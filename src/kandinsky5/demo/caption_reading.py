@@ -61,9 +61,7 @@ class CaptionQuestions(Dataset[dict[str, Tensor]]):
         rows = self._tokens.rows([caption.text for caption, _ in captions], [cuts for _, cuts in captions])
         asked = [question_rows(ask(caption.claims, rng)) for caption, _ in captions]
         return {
-            "ids": rows.ids.to(torch.int32),
-            "mask": rows.mask,
-            "clip_ids": rows.clip_ids.to(torch.int32),
+            **rows.columns(),
             "questions": torch.tensor([questions for questions, _ in asked]),
             "answers": torch.tensor([answers for _, answers in asked]),
         }

@@ -66,9 +66,7 @@ class InstructedEdits(Dataset[dict[str, Tensor]]):
         return {
             "source": pack(sources),
             "target": pack(targets),
-            "ids": rows.ids.to(torch.int32),
-            "mask": rows.mask,
-            "clip_ids": rows.clip_ids.to(torch.int32),
+            **rows.columns(),
             "positions": text_positions(rows.ids, self._tokens.picture_token).movedim(0, 1).to(torch.int32),
         }
 

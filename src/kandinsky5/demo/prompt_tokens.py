@@ -32,6 +32,14 @@ class PromptRows:
     mask: Tensor
     clip_ids: Tensor
 
+    def columns(self) -> dict[str, Tensor]:
+        """By name, as a batch that travels between processes: indices as int32."""
+        return {
+            "ids": self.ids.to(torch.int32),
+            "mask": self.mask,
+            "clip_ids": self.clip_ids.to(torch.int32),
+        }
+
 
 class PromptTokens:
     """Tokenises for one pair of tokenizers, one text length and one template.

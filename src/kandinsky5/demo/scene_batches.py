@@ -65,12 +65,9 @@ class CaptionedScenes(Dataset[dict[str, Tensor]]):
                 prompts.append(caption.text)
                 cuts.append(at)
         rows = self._tokens.rows(prompts, cuts)
-        # Small integers travel between processes; widened again on the GPU.
         return {
             "packed": pack(scenes),
-            "ids": rows.ids.to(torch.int32),
-            "mask": rows.mask,
-            "clip_ids": rows.clip_ids.to(torch.int32),
+            **rows.columns(),
         }
 
 

@@ -27,7 +27,7 @@ FLOAT8_LAYERS: Final = (
 
 KEPT_LAYERS: Final = MappingProxyType(
     {
-        "cross_attention.to_key": "a few hundred text tokens: its time is reading the weights, 0.15 ms a forward",
+        "cross_attention.to_key": "a few hundred text tokens: its time is reading the weights",
         "cross_attention.to_value": "as to_key",
         "text_transformer_blocks": "computed for many steps at once; 1 % of a forward",
         "time_embeddings, pooled_text_embeddings, modulation": "float32 by the checkpoint's arithmetic",

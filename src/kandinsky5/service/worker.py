@@ -19,6 +19,7 @@ from kandinsky5.request import ImageRequest
 from kandinsky5.service.messages import (
     Begin,
     Card,
+    Command,
     Drop,
     Dropped,
     Failed,
@@ -59,7 +60,7 @@ def work(connection: Connection, open_engines: OpenEngines, most: int, log_level
             log.exception("the model cannot be loaded")
         return
     connection.send(Ready(card=_card(engines)))
-    commands: Queue[Begin | Drop | Stop] = Queue()
+    commands: Queue[Command] = Queue()
     threading.Thread(target=_listen, args=(connection, commands), daemon=True).start()
     try:
         _serve(connection, commands, stepwise)
@@ -67,7 +68,7 @@ def work(connection: Connection, open_engines: OpenEngines, most: int, log_level
         return  # the service is gone
 
 
-def _listen(connection: Connection, commands: "Queue[Begin | Drop | Stop]") -> None:
+def _listen(connection: Connection, commands: "Queue[Command]") -> None:
     """Take commands as they come, so that the service never waits for a step to send one."""
     try:
         while True:
@@ -76,7 +77,7 @@ def _listen(connection: Connection, commands: "Queue[Begin | Drop | Stop]") -> N
         commands.put(Stop())  # the service is gone
 
 
-def _serve(connection: Connection, commands: "Queue[Begin | Drop | Stop]", stepwise: "Stepwise") -> None:
+def _serve(connection: Connection, commands: "Queue[Command]", stepwise: "Stepwise") -> None:
     while True:
         while not stepwise.busy or not commands.empty():
             command = commands.get()
