@@ -28,6 +28,7 @@ from kandinsky5.demo.place_probe import PlaceProbe
 from kandinsky5.demo.renderer import pack
 from kandinsky5.demo.running import Running
 from kandinsky5.demo.text_states import TextReader
+from kandinsky5.demo.thing_map import ThingMap
 from kandinsky5.demo.tokenizers import load_tokenizers
 from kandinsky5.demo.warm_start import take_weights
 from kandinsky5.demo.withheld import withheld_edits
@@ -64,6 +65,7 @@ class Trial:
             text_encoder=pipeline.text_encoder,
             pooled_encoder=pipeline.text_encoder_2,
             place_probe=PlaceProbe(recipe.architecture.model_dim),
+            thing_map=ThingMap(recipe.architecture.model_dim),
         )
         self.update = Update(modules.parameters(), recipe.update)
         self.train = NetworkGradients(modules, pipeline.vae, tokens, self.update, recipe, FLOAT32)

@@ -30,6 +30,7 @@ from kandinsky5.demo.renderer import render
 from kandinsky5.demo.running import CONVOLUTIONS, Running
 from kandinsky5.demo.scene_batches import batches_from
 from kandinsky5.demo.text_states import Rows, TextReader, TextStates
+from kandinsky5.demo.thing_map import ThingMap
 from kandinsky5.errors import RequestError
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.prompts import Task
@@ -49,8 +50,9 @@ class NetworkRecipe:
     `batch` counts rows of the loss; each scene of a batch gives `draws` of them, with times and noise of their own, so
     that drawing, encoding and reading a caption is paid once for several. A share `edited` of the scenes is changed as
     an instruction says, the others are drawn from captions. `place_weight` of the loss asks the states after a third
-    of the blocks for rows and columns (`place_probe`). `start` is the digest of the weights that a run begins from,
-    empty for random ones.
+    of the blocks for rows and columns (`place_probe`), `map_weight` those after two thirds for what stands where
+    (`thing_map`). `replicas` processes take an equal share of each batch. `start` is the digest of the weights that a
+    run begins from, empty for random ones.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
@@ -64,19 +66,23 @@ class NetworkRecipe:
     shift: float = flow.DEFAULT_SHIFT
     uniform_share: float = 0.5
     place_weight: float = 0.1
+    map_weight: float = 0.1
+    replicas: int = 1
     start: str = ""
     seed: int = 5
 
     @property
     def scenes(self) -> dict[Task, int]:
-        """Scenes of a batch by task. Raises RequestError where they do not divide into tasks and micro-batches."""
-        count = self.batch // self.draws
+        """A replica's scenes of a batch by task. Raises RequestError where rows do not divide into equal parts."""
+        count = self.batch // self.draws // self.replicas
         edits = round(count * self.edited) if self.architecture.editing else 0
         scenes: dict[Task, int] = {"text-to-image": count - edits, "editing": edits}
-        if count * self.draws != self.batch or any(number % self.micro_batches for number in scenes.values()):
+        if count * self.draws * self.replicas != self.batch or any(
+            number % self.micro_batches for number in scenes.values()
+        ):
             raise RequestError(
-                f"A batch of {self.batch} is no whole number of scenes of {self.draws} rows, in {self.micro_batches} "
-                f"equal parts of each task ({scenes})."
+                f"A batch of {self.batch} is no whole number of scenes of {self.draws} rows, in {self.replicas} "
+                f"replicas and {self.micro_batches} equal parts of each task ({scenes})."
             )
         if self.architecture.editing and not (scenes["editing"] and scenes["text-to-image"]):
             raise RequestError(f"A batch of {self.batch} rows leaves a task without scenes: {scenes}.")
@@ -85,12 +91,13 @@ class NetworkRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModules:
-    """The three modules that train together, and the probe that goes no further than training."""
+    """The three modules that train together, and the two readings that go no further than training."""
 
     network: Kandinsky5Transformer3DModel
     text_encoder: Qwen2_5_VLForConditionalGeneration
     pooled_encoder: CLIPTextModel
     place_probe: PlaceProbe
+    thing_map: ThingMap
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by a name that says where they belong; the vision tower's only if it is used."""
@@ -100,6 +107,7 @@ class TrainedModules:
             "text_encoder.model.visual": self.text_encoder.model.visual,
             "pooled_encoder": self.pooled_encoder,
             "place_probe": self.place_probe,
+            "thing_map": self.thing_map,
         }
         if not self.network.config.visual_cond:
             del owners["text_encoder.model.visual"]
@@ -118,6 +126,7 @@ def build_modules(recipe: NetworkRecipe, qwen: Qwen2Tokenizer, clip: CLIPTokeniz
         text_encoder=build_text_encoder(recipe.architecture, qwen),
         pooled_encoder=build_pooled_encoder(recipe.architecture, clip),
         place_probe=PlaceProbe(recipe.architecture.model_dim),
+        thing_map=ThingMap(recipe.architecture.model_dim),
     )
 
 
@@ -146,15 +155,20 @@ def train_network(
     scenes = JointBatches(tokens, recipe.scenes, seed=recipe.seed, unconditional=recipe.unconditional)
     modules = build_modules(recipe, qwen, clip)
     begin(modules)
-    for module in (modules.network, modules.text_encoder, modules.pooled_encoder, modules.place_probe):
+    for module in (
+        modules.network,
+        modules.text_encoder,
+        modules.pooled_encoder,
+        modules.place_probe,
+        modules.thing_map,
+    ):
         module.to(running.device).train()
         cast_parameters(module, running.dtype)
-    update = Update(modules.parameters(), recipe.update)
+    update = Update(modules.parameters(), recipe.update, running.replicas)
     settings = asdict(recipe)
     resume(update, work / STATE, settings)
-    batches = batches_from(
-        scenes, range(update.step, recipe.update.steps), running.workers, pin=running.device.type == "cuda"
-    )
+    numbers = running.replicas.numbers(update.step, recipe.update.steps)
+    batches = batches_from(scenes, numbers, running.workers, pin=running.device.type == "cuda")
     gradients = NetworkGradients(modules, autoencoder, tokens, update, recipe, running)
     return run(
         update,
@@ -165,6 +179,12 @@ def train_network(
         path=work / STATE,
         limits=running.limits,
     )
+
+
+def drawn_scenes(share: Mapping[Task, Rows]) -> Tensor:
+    """The packed scenes that a micro-batch is to become: those of the captions, then the targets of the edits."""
+    captioned = share["text-to-image"]["packed"]
+    return torch.cat([captioned, share["editing"]["target"]]) if "editing" in share else captioned
 
 
 class NetworkGradients:
@@ -188,15 +208,20 @@ class NetworkGradients:
         self._running = running
         self._draw: Callable[[Tensor, int], Tensor] = render
         self._states: list[Tensor] = []
-        block = modules.network.visual_transformer_blocks[recipe.architecture.visual_blocks // 3]
-        block.register_forward_hook(lambda _block, _inputs, states: self._states.append(states))
+        self._listen()
         self._compile()
 
     def __call__(self, batch: JointBatch, step: int) -> Mapping[str, Tensor]:
-        """See `kandinsky5.train.run.Gradients`. Losses are logged by task, and those by task by time."""
+        """See `kandinsky5.train.run.Gradients`. Losses are logged by task, and those by task by time.
+
+        `map` is the loss of `thing_map` over drawn rows: in its last interval of time only the caption can have told.
+        """
         recipe, running = self._recipe, self._running
         generator = running.generator(recipe.seed, step)
-        losses, times, astray = [], [], []
+        losses: list[Tensor] = []
+        times: list[Tensor] = []
+        astray: list[Tensor] = []
+        unread: list[Tensor] = []
         for part in range(recipe.micro_batches):
             share = {task: self._share(rows, part) for task, rows in batch.items()}
             clean, source, pictures = self.latents(share, generator)
@@ -204,14 +229,35 @@ class NetworkGradients:
             noise = torch.randn(clean.shape, generator=generator, device=clean.device)
             t = draw_times(len(clean), generator, shift=recipe.shift, uniform_share=recipe.uniform_share)
             read = self.read(share, pictures).repeated(recipe.draws)
+            self._states.clear()
             loss = flow_loss(self._predictor(read, source), clean, noise, t)
-            astray.append(self._modules.place_probe(self._states.pop()))
-            (loss.sum() / recipe.batch + recipe.place_weight * astray[-1] / recipe.micro_batches).backward()
+            early, late = self._states
+            astray.append(self._modules.place_probe(early))
+            map_loss = self._modules.thing_map(late, drawn_scenes(share))
+            share_of_all = len(loss) / recipe.batch
+            asked = recipe.place_weight * astray[-1] + recipe.map_weight * map_loss.mean()
+            (loss.sum() / recipe.batch + share_of_all * asked).backward()
             self._update.masters.take_gradients()
-            losses.append(loss.detach().unflatten(0, (recipe.draws, -1)))
-            times.append(t.unflatten(0, (recipe.draws, -1)))
-        numbers = {"loss": torch.cat(losses, 1).mean(), "place": torch.stack(astray).detach().mean()}
-        return numbers | self._by_task(losses, times)
+            for kept, of_rows in ((losses, loss), (unread, map_loss), (times, t)):
+                kept.append(of_rows.detach().unflatten(0, (recipe.draws, -1)))
+        maps = self._by_task(unread, times)
+        return {
+            "loss": torch.cat(losses, 1).mean(),
+            "place": torch.stack(astray).detach().mean(),
+            "map": maps["drawing"],
+            "map_by_time": maps["drawing_by_time"],
+            **self._by_task(losses, times),
+        }
+
+    def _listen(self) -> None:
+        """Keep the states after a third and after two thirds of the blocks, for what is asked of them."""
+        blocks = self._modules.network.visual_transformer_blocks
+
+        def keep(_block: nn.Module, _inputs: object, states: Tensor) -> None:
+            self._states.append(states)
+
+        for block in (blocks[len(blocks) // 3], blocks[len(blocks) * 2 // 3]):
+            block.register_forward_hook(keep)
 
     def _share(self, rows: Rows, part: int) -> dict[str, Tensor]:
         """One micro-batch of a task's rows, on the device."""
@@ -245,13 +291,12 @@ class NetworkGradients:
             Clean latents (B, 1, h, w, 16), source latents and mask (B, 1, h, w, 17) or without channels where the
             network takes none, float32; and the sources' pictures (edits, 3, S, S).
         """
-        packed = [share["text-to-image"]["packed"]]
-        if "editing" in share:
-            packed += [share["editing"]["target"], share["editing"]["source"]]
-        pictures, mean, deviation = self.encode_scenes(torch.cat(packed))
+        packed = drawn_scenes(share)
         if "editing" not in share:
+            mean = self.encode_scenes(packed)[1]
             return mean, mean[..., :0], None
-        drawn, rows = len(packed[0]), len(packed[0]) + len(packed[1])
+        pictures, mean, deviation = self.encode_scenes(torch.cat([packed, share["editing"]["source"]]))
+        drawn, rows = len(share["text-to-image"]["packed"]), len(packed)
         clean = mean[:rows]
         source = clean.new_zeros(*clean.shape[:-1], clean.shape[-1] + 1)
         noise = torch.randn(mean[rows:].shape, generator=generator, device=mean.device)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kandinsky5.train.replicas import ALONE, Replicas
 from kandinsky5.train.run import Limits
 
 COMPILED_PARTS = ("network", "text", "autoencoder", "renderer")
@@ -15,13 +16,17 @@ convolution doubles its channels, and cuDNN then turns every picture round and b
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """`dtype` is what modules compute in, their masters are float32; `compiled` names parts of `COMPILED_PARTS`."""
+    """`dtype` is what modules compute in, their masters are float32; `compiled` names parts of `COMPILED_PARTS`.
+
+    `replicas` are processes that share each step's rows; how many there are is the recipe's, which of them this is not.
+    """
 
     device: torch.device
     dtype: torch.dtype = torch.bfloat16
     workers: int = 14
     compiled: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    replicas: Replicas = ALONE
 
     def compiles(self, part: str) -> bool:
         """Whether this part is to be compiled."""
@@ -29,4 +34,4 @@ class Running:
 
     def generator(self, seed: int, step: int) -> torch.Generator:
         """The random numbers of one step: they depend on nothing else, so there is no state to keep."""
-        return torch.Generator(self.device).manual_seed(seed * 1_000_003 + step)
+        return torch.Generator(self.device).manual_seed(seed * 1_000_003 + self.replicas.number(step))

@@ -35,6 +35,7 @@ from kandinsky5.demo.scene_batches import PackedScenes
 from kandinsky5.demo.tokenizers import FOLDER as TOKENIZERS
 from kandinsky5.demo.tokenizers import load_tokenizers, save_tokenizers, train_tokenizers
 from kandinsky5.demo.warm_start import take_finished_parts, take_weights
+from kandinsky5.train.replicas import join_replicas, leave_replicas
 from kandinsky5.train.update import Update
 
 logger = logging.getLogger("kandinsky5.demo.train")  # not __name__, which is "__main__" here
@@ -47,6 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("kandinsky5").setLevel(logging.INFO)
     options = chosen.command_line(__doc__).parse_args(arguments)
     options.out = options.out or options.work / "out"
+    options.replicas = join_replicas()
+    if options.replicas.count > 1 and options.stages != ["network"]:
+        raise SystemExit("Only the stage network runs on several GPUs; run the others without torchrun.")
     for stage in options.stages:
         logger.info("== %s", stage)
         began = time.monotonic()
@@ -55,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             run_stage(stage, options)
         logger.info("== %s: %.1f s", stage, time.monotonic() - began)
+    leave_replicas()
 
 
 def run_stage(stage: str, options: argparse.Namespace) -> None:
@@ -151,7 +156,7 @@ def _network(options: argparse.Namespace) -> None:
     def begin(modules: TrainedModules) -> None:
         if options.start:
             take_weights(options.start, modules)
-        elif (options.work / READING).exists():
+        if (options.work / READING).exists():
             take_reading(chosen.reading_recipe(options), options.work, qwen, clip, modules.parameters())
 
     train_network(

@@ -21,6 +21,7 @@ from kandinsky5.demo.network_training import NetworkRecipe
 from kandinsky5.demo.running import COMPILED_PARTS, Running
 from kandinsky5.demo.sampling import Sampling
 from kandinsky5.demo.warm_start import digest
+from kandinsky5.train.replicas import ALONE
 from kandinsky5.train.run import Limits
 from kandinsky5.train.update import UpdateSettings
 
@@ -76,15 +77,16 @@ def network_recipe(options: argparse.Namespace) -> NetworkRecipe:
         draws=options.draws,
         edited=options.edited,
         micro_batches=options.micro_batches,
+        replicas=options.replicas.count,
         seed=options.seed,
     )
 
 
 def _start_digest(options: argparse.Namespace) -> str:
-    """What the network's run begins from: a folder's weights, encoders that have learnt to read, or nothing."""
-    if options.start:
-        return digest(options.start)
-    return digest(options.work / READING.parent) if (options.work / READING).exists() else ""
+    """What the network's run begins from: a folder's weights, encoders that have learnt to read, both, or nothing."""
+    reading = options.work / READING
+    begun = [options.start] if options.start else []
+    return " ".join(digest(folder) for folder in [*begun, *([reading.parent] if reading.exists() else [])])
 
 
 def reading_recipe(options: argparse.Namespace) -> ReadingRecipe:
@@ -128,12 +130,14 @@ def running(options: argparse.Namespace) -> Running:
         workers=options.workers,
         compiled=frozenset(options.compile),
         limits=Limits(max_seconds=options.max_seconds, stop_at=options.stop_at),
+        replicas=options.replicas,
     )
 
 
 def command_line(stages: str | None) -> argparse.ArgumentParser:
     """The parser of all options; `stages` says what there is to do."""
     parser = argparse.ArgumentParser(prog="python -m kandinsky5.demo.train", description=stages)
+    parser.set_defaults(replicas=ALONE)
     add = parser.add_argument
     add("stages", nargs="+", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
     add("--work", type=Path, required=True, help="working folder")
@@ -171,7 +175,8 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add(
         "--start",
         type=Path,
-        help="published folder whose weights the network's run begins from (default: none)",
+        help="published folder whose weights the network's run begins from, those of the encoders unless the stage "
+        "reading has made others (default: none)",
     )
     add(
         "--parts",
@@ -204,5 +209,6 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     add("--count", type=int, help="so many of each set (default: all)")
     add("--device", type=torch.device, default=torch.device("cuda" if cuda else "cpu"))
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="what training computes in")
-    add("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2) if cuda else 0)
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    add("--workers", type=int, default=max(1, cores - 2) if cuda else 0, help="processes that make batches")
     add("--compile", nargs="*", choices=COMPILED_PARTS, default=COMPILED_PARTS if cuda else ())

@@ -2,7 +2,8 @@
 
 It does not know what is trained: a function turns a batch into gradients and numbers for the log. A run has a fixed
 number of steps; it may stop early (a time limit, a step) and be continued by the same command, which then does exactly
-what an unbroken run would have done.
+what an unbroken run would have done. Of several replicas the leading one decides when, and writes; its log tells of its
+own rows.
 """
 
 import json
@@ -82,11 +83,12 @@ def run(
     Args:
         batches: the batches of the remaining steps, in order.
         gradients: see `Gradients`.
-        rows_per_batch: for the rate in the log.
+        rows_per_batch: of all replicas, for the rate in the log.
         recipe: JSON-able settings that a continued run must share.
         path: of the state file; the log is written beside it as `log.jsonl`.
         limits: when to pause.
     """
+    replicas = update.replicas
     last = min(update.settings.steps, limits.stop_at or update.settings.steps)
     log = RunLog(path.with_name("log.jsonl"), rows_per_batch, update.settings.steps)
     began = logged = saved = time.monotonic()
@@ -96,8 +98,8 @@ def run(
             numbers["gradient_norm"] = update()
             log.add(numbers)
             now = time.monotonic()
-            stop = update.step >= last or now - began > limits.max_seconds
-            if stop or now - logged > limits.log_seconds:
+            stop = update.step >= last or replicas.agree(now - began > limits.max_seconds)
+            if replicas.leads and (stop or now - logged > limits.log_seconds):
                 log.write(update.step)
                 logged = time.monotonic()
             if stop:
@@ -110,8 +112,9 @@ def run(
 
 
 def _save(update: Update, path: Path, recipe: Mapping[str, Any]) -> None:
-    tensors, values = update.state()
-    save_state(path, tensors, values | {"recipe": dict(recipe)})
+    if update.replicas.leads:
+        tensors, values = update.state()
+        save_state(path, tensors, values | {"recipe": dict(recipe)})
 
 
 class RunLog:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kandinsky5.errors import CheckpointError
 from kandinsky5.train.ema import Ema
 from kandinsky5.train.masters import Masters
+from kandinsky5.train.replicas import ALONE, Replicas
 from kandinsky5.train.schedule import learning_rate
 
 
@@ -32,10 +33,16 @@ class UpdateSettings:
 
 
 class Update:
-    """Steps float32 masters of `parameters` and writes them back rounded; averages the masters."""
+    """Steps float32 masters of `parameters` and writes them back rounded; averages the masters.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: UpdateSettings):
+    `replicas` that begin with the same parameters keep the same ones: each step takes the sum of all their gradients.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], settings: UpdateSettings, replicas: Replicas = ALONE
+    ):
         self.settings = settings
+        self.replicas = replicas
         self.step = 0
         self.masters = Masters(parameters)
         flat = self.masters.flat
@@ -59,6 +66,7 @@ class Update:
         )
         for group in self._adam.param_groups:
             group["lr"] = rate
+        self.replicas.add_up(self.masters.gradients.values())
         norm = self.masters.gradient_norm()
         self.masters.scale_gradients((s.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         self._adam.step()
