@@ -7,7 +7,7 @@ or overlaps up to the end of the file.
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,16 @@ BITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """A tensor that has not been read: its name in the file, the format's name of its dtype, its shape, its file."""
+    """A tensor that has not been read: its name in the file, the format's name of its dtype, its shape, its file.
+
+    start: its first byte in the file.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    start: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -71,7 +75,8 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     _check_metadata(file, entries.pop("__metadata__", {}))
     tensors, spans = {}, []
     for name, entry in entries.items():
-        tensors[name], span = _tensor(file, name, entry)
+        tensor, span = _tensor(file, name, entry)
+        tensors[name] = replace(tensor, start=8 + length + span[0])
         spans.append((*span, name))
     _check_spans(file, sorted(spans), size - 8 - length)
     return tensors

@@ -21,6 +21,7 @@ from kandinsky5.model.graph import CapturedCall
 from kandinsky5.model.kernels import Kernels, Rows, kernels_for
 from kandinsky5.model.products import lay_together, product, products, read_float8
 from kandinsky5.model.prompt_table import Prompt, PromptTable, Step
+from kandinsky5.streaming import in_turn, is_arrival, is_streamed
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class FastPath:
         inputs = (latents, step.text, prompt.mask, step.time, step.modulation, rotation)
         kernels = self.kernels or kernels_for(latents.device, float8=self.float8)
         evaluate: Callable[..., Tensor] = partial(velocity, network, kernels)
-        if self.graphs and latents.is_cuda and not adapted:
+        if self.graphs and latents.is_cuda and not adapted and not is_streamed(network):
             evaluate = self._graph(network, evaluate, inputs)
         return evaluate(*inputs)
 
@@ -181,7 +182,7 @@ def velocity(
     grid, x = patches.shape[1:4], patches.flatten(1, 3)
     blocks = network.visual_transformer_blocks
     rows: Rows | None = None
-    for i, block in enumerate(blocks):
+    for i, block in enumerate(in_turn(blocks)):
         # shift, scale, gate of self-attention, of cross-attention, of the feed-forward
         s, c, s_gate, xs, xc, x_gate, fs, fc, f_gate = modulation[:, i].unbind(1)
         if rows is None:
@@ -252,11 +253,14 @@ def _parts(network: Any) -> Iterator[nn.Module]:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Whether accelerate, diffusers or a user does something around the module's own forward."""
+    """Whether accelerate, diffusers or a user does something around the module's own forward.
+
+    Weights that only arrive there (`streaming`) do not count: `velocity` has them arrive too.
+    """
     registry = getattr(module, "_diffusers_hook", None)
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return bool(
         hasattr(module, "_hf_hook")
         or (registry is not None and registry.hooks)
-        or module._forward_hooks
-        or module._forward_pre_hooks
+        or not all(map(is_arrival, hooks))
     )
