@@ -84,7 +84,7 @@ def plan(
         wanted += _files_of(repo_id, part, siblings, need.variant)
     if need.variant is not None:
         _check_variant(repo_id, need, wanted, siblings)
-    files = tuple(_planned(repo_id, siblings[path]) for path in dict.fromkeys(wanted))
+    files = tuple(planned_file(repo_id, siblings[path]) for path in dict.fromkeys(wanted))
     return Plan(repo_id=repo_id, revision=revision, commit=info.sha, need=need, files=files)
 
 
@@ -161,7 +161,8 @@ def _check_shards(repo_id: str, part: Part, weights: Iterable[str]) -> None:
             )
 
 
-def _planned(repo_id: str, sibling: RepoSibling) -> PlannedFile:
+def planned_file(repo_id: str, sibling: RepoSibling) -> PlannedFile:
+    """A file as the hub describes it. Raises CheckpointError where its size or hash is missing."""
     size = sibling.lfs.size if sibling.lfs else sibling.size
     sha256 = sibling.lfs.sha256 if sibling.lfs else None
     if size is None or size < 0 or not _HASH.fullmatch(sha256 or sibling.blob_id or ""):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import KandinskyLoraLoaderMixin
 from diffusers.models import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
@@ -25,6 +24,7 @@ from kandinsky5.hub import HubArguments, need
 from kandinsky5.model.arguments import NETWORK_ONLY, check_arguments
 from kandinsky5.model.loading import checkpoint_errors, refuse_pickles, requested_dtype, single_file
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.pipelines.adapters import AdapterLoading
 from kandinsky5.pipelines.callbacks import TENSOR_NAMES
 from kandinsky5.pipelines.encoder_parts import (
     TEXT_ENCODER_PARTS,
@@ -46,7 +46,7 @@ MAX_SHARD = "5GB"
 """Of a saved weight file, as the published ones; it bounds what a save holds beside the components."""
 
 
-class ImagePipeline(DiffusionPipeline, KandinskyLoraLoaderMixin):
+class ImagePipeline(DiffusionPipeline, AdapterLoading):
     """Base of the public pipelines.
 
     Args:

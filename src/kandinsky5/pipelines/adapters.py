@@ -1,0 +1,159 @@
+"""LoRA on the pipelines: diffusers' methods over `kandinsky5.lora`.
+
+Comes in: what diffusers' `load_lora_weights` takes. Goes out: a network with the adapter in it, put there by peft, or a
+`CheckpointError` before anything is changed. Choosing, weighing, fusing and taking out (`set_adapters`, `fuse_lora`,
+`unfuse_lora`, `unload_lora_weights`, `delete_adapters`) are diffusers' own. It refuses to know formats of files.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders import KandinskyLoraLoaderMixin
+from torch import Tensor, nn
+
+from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.hub import HubArguments
+from kandinsky5.hub.adapters import fetch_adapter
+from kandinsky5.lora import Lora, check_fits, peft_config, peft_tensors, read_lora, recognise
+from kandinsky5.model.scaled import ScaledLinear
+
+USUAL_NAME = "pytorch_lora_weights.safetensors"
+"""What diffusers calls the file in a folder."""
+
+
+class AdapterLoading(KandinskyLoraLoaderMixin):
+    """`load_lora_weights` that recognises every format and refuses adapters of other models."""
+
+    @classmethod
+    def read_lora(cls, source: str | Path | Mapping[str, Tensor], **kwargs: Any) -> Lora:
+        """The adapter in a file, a folder, a repository of the hub, or a mapping of tensors.
+
+        Args:
+            source: a path, a hub id, or tensors by the names of any format.
+            kwargs: `weight_name`, the file in a folder or repository that holds several; and diffusers' arguments about
+                the hub (`revision`, `token`, `cache_dir`, `local_files_only`, `force_download`), and `subfolder`.
+
+        Raises:
+            CheckpointError: no such file, a damaged one, or one that holds no adapter.
+            RequestError: arguments that would be ignored; pickles.
+        """
+        if kwargs.pop("use_safetensors", None) is False:
+            raise RequestError("use_safetensors=False would open pickles, which can run code; leave it out.")
+        weight_name, subfolder = kwargs.pop("weight_name", None), kwargs.pop("subfolder", None) or ""
+        hub = HubArguments.taken_from(kwargs)
+        if kwargs:
+            raise RequestError(f"{', '.join(sorted(kwargs))} would be ignored; leave it out.")
+        if isinstance(source, Mapping):
+            return recognise(source)
+        place = Path(source)
+        if place.is_file() or place.suffix == ".safetensors":
+            return read_lora(place)
+        if not place.is_dir():
+            place = fetch_adapter(str(source), hub.access, revision=hub.revision, force=hub.force)
+        return read_lora(_file_in(place / subfolder, weight_name))
+
+    @classmethod
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> Any:
+        """The adapter's tensors in diffusers' names; with `return_lora_metadata=True` also peft's config.
+
+        Arguments and errors are those of `read_lora`.
+        """
+        with_config = kwargs.pop("return_lora_metadata", False)
+        lora = cls.read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
+        tensors, config = _for_diffusers(lora)
+        return (tensors, config) if with_config else tensors
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Put an adapter into the network, and switch it on beside those that are there.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: as `read_lora` takes it. Names of diffusers, peft, ComfyUI, kohya and
+                the authors' trainer are recognised; LoRA, DoRA and LoKr.
+            adapter_name: to address it by; "default_0" and so on by default.
+            hotswap: replace the adapter of that name in place, as diffusers describes it.
+            kwargs: those of `read_lora`, and `low_cpu_mem_usage`.
+
+        Raises:
+            CheckpointError: no such file, a damaged one, or an adapter of another model, in words.
+            RequestError: a name that is taken, or a network whose layers are float8.
+        """
+        low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
+        lora = self.read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
+        check_fits(lora, self.transformer)
+        self._check_can_adapt(lora, adapter_name, hotswap)
+        tensors, config = _for_diffusers(_in_the_network_s_dtypes(lora, self.transformer))
+        self.load_lora_into_transformer(
+            tensors,
+            transformer=self.transformer,
+            adapter_name=adapter_name,
+            metadata=config,
+            _pipeline=self,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            hotswap=hotswap,
+        )
+
+    @classmethod
+    def save_lora_weights(cls, *args: Any, **kwargs: Any) -> None:
+        """As diffusers does; `kandinsky5.lora.write_lora` also writes ComfyUI's names.
+
+        Raises:
+            RequestError: pickles were asked for.
+        """
+        if kwargs.get("safe_serialization") is False:
+            raise RequestError(
+                "safe_serialization=False would write pickles, which are not read here; leave it out."
+            )
+        super().save_lora_weights(*args, **kwargs)
+
+    def _check_can_adapt(self, lora: Lora, name: str | None, hotswap: bool) -> None:
+        loaded = getattr(self.transformer, "peft_config", {})
+        if name in loaded and not hotswap:
+            raise RequestError(
+                f"There is an adapter {name!r} already; choose another name, or delete_adapters."
+            )
+        modules = dict(self.transformer.named_modules())
+        if any(isinstance(modules.get(layer), ScaledLinear) for layer in lora.layers):
+            raise RequestError(
+                "The network's layers are float8 (mode fp8), which take no adapter: load and fuse it first "
+                "(fuse_lora(), then unload_lora_weights()), and choose the mode then."
+            )
+
+
+def _for_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    config = peft_config(lora)
+    tensors = {f"transformer.{name}": tensor for name, tensor in peft_tensors(lora).items()}
+    return tensors, None if config is None else {f"transformer.{name}": v for name, v in config.items()}
+
+
+def _in_the_network_s_dtypes(lora: Lora, network: nn.Module) -> Lora:
+    """Each layer's tensors in the dtype of the layer: peft would compute in the file's."""
+    modules = dict(network.named_modules())
+    layers = {}
+    for layer, parts in lora.layers.items():
+        base = modules.get(f"{layer}.base_layer") or modules[layer]
+        dtype = base.weight.dtype
+        layers[layer] = {
+            name: tensor.to(dtype) if dtype.is_floating_point else tensor for name, tensor in parts.items()
+        }
+    return Lora(kind=lora.kind, layers=layers, scales=lora.scales, source=lora.source, trigger=lora.trigger)
+
+
+def _file_in(folder: Path, wanted: str | None) -> Path:
+    """The one file of an adapter in a folder. Raises CheckpointError where it cannot be told."""
+    if wanted is not None:
+        return folder / wanted
+    files = sorted(folder.glob("*.safetensors"))
+    usual = [file for file in files if file.name == USUAL_NAME]
+    if len(usual or files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise CheckpointError(
+            f"{folder} must hold one .safetensors file of an adapter, or weight_name say which: {names}."
+        )
+    return (usual or files)[0]
