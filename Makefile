@@ -28,6 +28,6 @@ ci: ## everything CI does, in a fresh environment
 
 constraints: ## pin the newest packages that pyproject.toml allows beside TORCH=2.13.0; test before committing
 	python3 -m venv --clear .venv-constraints
-	.venv-constraints/bin/pip install -q -e '.[dev]' torch==$(TORCH)
+	.venv-constraints/bin/pip install -q -e '.[browser,dev]' torch==$(TORCH)
 	.venv-constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -vE '^(cuda|nvidia|triton)' > constraints.txt
 	rm -r .venv-constraints

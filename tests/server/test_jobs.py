@@ -45,6 +45,19 @@ def test_a_job_from_its_submission_to_its_pictures(client: httpx2.Client) -> Non
     assert opened.size == (64, 64) and fetched.tobytes() == opened.tobytes()
 
 
+def test_a_running_job_shows_how_its_picture_looks(client: httpx2.Client) -> None:
+    job = client.post("/v1/jobs/generations", json={"prompt": "a", "size": "512x512", "steps": 200}).json()
+    assert job["previews"] == 0
+    path = f"/v1/jobs/{job['id']}"
+    wait_until(lambda: client.get(path).json()["previews"] > 0)
+    shown = client.get(f"{path}/preview")
+    assert shown.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(shown.content)).size == (512, 512)
+    client.post(f"{path}/cancel")
+    gone = client.get(f"{path}/preview")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+
+
 def test_an_edit_is_a_job_too(client: httpx2.Client) -> None:
     buffer = io.BytesIO()
     picture(128, 64).save(buffer, "PNG")

@@ -11,20 +11,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kandinsky5.errors import CapacityError, RequestError
-from kandinsky5.server import images, jobs
+from kandinsky5.server import images, jobs, page
 from kandinsky5.server.desk import Desk, desk_of
 from kandinsky5.server.document import document
 from kandinsky5.server.gate import Gate
 from kandinsky5.server.problems import Problem, of_error
 from kandinsky5.server.settings import Settings
+from kandinsky5.server.translation import limits_of
 from kandinsky5.service import Service
 
 
 def build_app(service: Service, settings: Settings) -> Starlette:
-    """The app. A web page would be a route beside these, over the same paths."""
+    """The app."""
     desk = Desk(service, settings)
     app = Starlette(
         routes=[
+            Route("/", page.page, methods=["GET"]),
+            Route(page.ROOM + "{name}", page.part, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
@@ -39,6 +42,7 @@ def build_app(service: Service, settings: Settings) -> Starlette:
             Route("/v1/jobs", jobs.listed, methods=["GET"]),
             Route("/v1/jobs/{id}", jobs.polled, methods=["GET"]),
             Route("/v1/jobs/{id}/cancel", jobs.cancelled, methods=["POST"]),
+            Route("/v1/jobs/{id}/preview", jobs.preview, methods=["GET"]),
             Route("/v1/jobs/{id}/result", jobs.result, methods=["GET"]),
         ],
         middleware=[Middleware(Gate, settings=settings, metrics=desk.metrics)],
@@ -96,17 +100,22 @@ def _model(desk: Desk) -> dict[str, object]:
         "object": "model",
         "created": 0,
         "owned_by": "kandinsky5",
+        "limits": limits_of(desk.settings),
     }
     if card is None:
         return told
-    width, height = card.size
     ours = {
-        "size": f"{width}x{height}",
+        "size": _named(card.size),
+        "sizes": [_named(size) for size in card.sizes],
         "steps": card.steps,
         "guidance": card.guidance,
         "tasks": list(card.tasks),
     }
     return told | {"defaults": ours}
+
+
+def _named(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

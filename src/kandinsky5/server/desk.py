@@ -40,8 +40,13 @@ class Desk:
             raise Problem(503, "The model is being loaded.", code="not_ready", headers={"retry-after": "5"})
         return self.service.card
 
-    def ask(self, request: Request, body: DrawingFields, upload: Upload | None) -> tuple[Asking, Delivery]:
-        """Put what a body asks for into the line. Raises Problem, or what the service raises."""
+    def ask(
+        self, request: Request, body: DrawingFields, upload: Upload | None, *, previews: int | None = None
+    ) -> tuple[Asking, Delivery]:
+        """Put what a body asks for into the line. Raises Problem, or what the service raises.
+
+        `previews` are looks at the first picture on its way; None for as many as the body says.
+        """
         check_model(body, self.settings)
         if upload is not None and "editing" not in self.card.tasks:
             message = "The model served here makes pictures from text only; edits need an editing model."
@@ -56,7 +61,7 @@ class Desk:
             None if upload is None else upload.picture,
             key=request.state.key,
             priority=body.priority or 0,
-            previews=delivery.partial_images,
+            previews=delivery.partial_images if previews is None else previews,
         )
         tell(
             "accepted",

@@ -60,6 +60,8 @@ def _with_files(schema: Json) -> Json:
     return {**schema, "properties": {**schema["properties"], **files}, "required": ["prompt", "image"]}
 
 
+_PICTURE: Final[Json] = {f"image/{kind}": {"schema": {"type": "string"}} for kind in ("png", "jpeg", "webp")}
+
 REFUSALS: Final = (400, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 """Of a request that is to be drawn."""
 
@@ -84,7 +86,6 @@ def _paths() -> Json:
 
 def _image_paths() -> Json:
     answer = {**_json(_ref("ImagesResponse")), "text/event-stream": {"schema": {"type": "string"}}}
-    pictures = {f"image/{kind}": {"schema": {"type": "string"}} for kind in ("png", "jpeg", "webp")}
     name = [_parameter("name", "path")]
     drawn = _operation("Pictures from text.", answer, refusals=REFUSALS, body=_json(_ref("GenerationBody")))
     edited = _operation(
@@ -93,7 +94,7 @@ def _image_paths() -> Json:
         refusals=REFUSALS,
         body=_either("EditBody", "EditForm"),
     )
-    file = _operation("A picture behind a url.", pictures, refusals=(404,), parameters=name, open_=True)
+    file = _operation("A picture behind a url.", _PICTURE, refusals=(404,), parameters=name, open_=True)
     return {
         "/v1/images/generations": {"post": drawn},
         "/v1/images/edits": {"post": edited},
@@ -120,12 +121,16 @@ def _job_paths() -> Json:
         refusals=(400, 404, 409, 410),
         parameters=[id_, wanted],
     )
+    look = _operation(
+        "How the first picture of a running job looks by now.", _PICTURE, refusals=(404,), parameters=[id_]
+    )
     return {
         "/v1/jobs/generations": {"post": drawn},
         "/v1/jobs/edits": {"post": edited},
         "/v1/jobs": {"get": _operation("This key's jobs, the newest first.", _json(_ref("JobList")))},
         "/v1/jobs/{id}": {"get": _operation("One job.", job, refusals=(404,), parameters=[id_])},
         "/v1/jobs/{id}/cancel": {"post": _operation("Give it up.", job, refusals=(404,), parameters=[id_])},
+        "/v1/jobs/{id}/preview": {"get": look},
         "/v1/jobs/{id}/result": {"get": pictures},
     }
 
@@ -191,7 +196,6 @@ def _answers() -> Json:
         "required": ["seed"],
     }
     problem = _object("message", "type", param=maybe_text, code=maybe_text)
-    model = _object("id", "object", "owned_by", created=whole)
     job = _object(
         *("id", "object", "kind"),
         status={"enum": ["queued", "running", "succeeded", "failed", "cancelled"]},
@@ -200,6 +204,7 @@ def _answers() -> Json:
         before_it=whole,
         steps_done=whole,
         steps_total=maybe_whole,
+        previews=whole,
         size=maybe_text,
         model_parameters={"type": ["object", "null"]},
         error={"anyOf": [problem, {"type": "null"}]},
@@ -214,8 +219,31 @@ def _answers() -> Json:
     return {
         "Error": _object(error=problem),
         "ImagesResponse": images,
-        "Model": model,
+        "Model": _model(),
         "ModelList": _object("object", data={"type": "array", "items": _ref("Model")}),
         "Job": job,
         "JobList": _object("object", data={"type": "array", "items": _ref("Job")}),
     }
+
+
+def _model() -> Json:
+    whole, text = {"type": "integer"}, {"type": "string"}
+    number = {"type": "number"}
+    limits = _object(
+        max_pixels=whole,
+        max_side=whole,
+        size_multiple=whole,
+        max_steps=whole,
+        max_n=whole,
+        max_guidance=number,
+        max_prompt_characters=whole,
+        max_body_bytes=whole,
+    )
+    texts = {"type": "array", "items": text}
+    defaults = _object("size", sizes=texts, steps=whole, guidance=number, tasks=texts)
+    model = _object("id", "object", "owned_by", created=whole, limits=limits)
+    model["properties"]["defaults"] = {
+        **defaults,
+        "description": "Not there while the model is being loaded.",
+    }
+    return model

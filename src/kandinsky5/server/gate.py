@@ -13,15 +13,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kandinsky5.server import page
 from kandinsky5.server.keys import Keyring
 from kandinsky5.server.logs import log, tell
 from kandinsky5.server.metrics import Metrics
 from kandinsky5.server.problems import CLIENT_GONE, Problem, of_error
 from kandinsky5.server.settings import Settings
 
-OPEN_PATHS: Final = ("/health", "/ready", "/openapi.json")
-OPEN_PREFIX: Final = "/v1/images/files/"
-"""Reached without a key: what says nothing, and pictures whose names cannot be guessed, as OpenAI's urls."""
+OPEN_PATHS: Final = ("/", "/health", "/ready", "/openapi.json")
+OPEN_PREFIXES: Final = (page.ROOM, "/v1/images/files/")
+"""Reached without a key: what says nothing, the page, and pictures whose names cannot be guessed, as OpenAI's urls."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -78,7 +79,7 @@ class Gate:
             raise Problem(403, "Requests from pages of other origins are refused.", code="origin_not_allowed")
         name = self._keyring.name_of(headers.get("authorization"))
         path = scope["path"]
-        if name is None and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIX):
+        if name is None and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIXES):
             raise Problem(
                 401,
                 "Incorrect API key provided; send one of this server's as Authorization: Bearer KEY.",

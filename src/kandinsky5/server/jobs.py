@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -22,6 +22,7 @@ from kandinsky5.server.answers import (
     images_body,
     in_base64,
     parameters_of,
+    preview_bytes,
     told_size,
 )
 from kandinsky5.server.asking import Asking
@@ -31,14 +32,20 @@ from kandinsky5.server.intake import edit_body, json_body
 from kandinsky5.server.problems import Problem, of_error
 from kandinsky5.server.translation import Delivery
 from kandinsky5.server.uploads import Upload
-from kandinsky5.service import Finished, Stepped
+from kandinsky5.service import Finished, Previewed, Stepped
+
+LOOKS: Final = 8
+"""Previews of a job; each is one small matrix product and a picture of a few thousand pixels between processes."""
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """One job. Times are of `time.time`; `names` are its pictures on the shelf, with their seeds."""
+    """One job. Times are of `time.time`; `names` are its pictures on the shelf, with their seeds.
+
+    `upload` and `preview`, the newest look at its first picture, are kept until it ends.
+    """
 
     id: str
     kind: Literal["generation", "edit"]
@@ -52,6 +59,8 @@ class Job:
     ended: float | None = None
     problem: Problem | None = None
     names: list[tuple[str, int | None]] = field(default_factory=list)
+    upload: Upload | None = None
+    preview: Previewed | None = None
     following: "asyncio.Task[None] | None" = None
 
     def told(self, desk: Desk) -> dict[str, Any]:
@@ -67,6 +76,7 @@ class Job:
             "before_it": desk.service.place(self.asking.ticket) if self.status == "queued" else 0,
             "steps_done": self.done,
             "steps_total": self.total,
+            "previews": 0 if self.preview is None else self.preview.index + 1,
             "size": None if begun is None else told_size(begun.request),
             "model_parameters": None if begun is None else parameters_of(begun.request),
             "error": None if self.problem is None else self.problem.body()["error"],
@@ -92,7 +102,7 @@ class Jobs:
         if len(self._jobs) >= self._desk.settings.keep_jobs:
             message = f"All {len(self._jobs)} jobs kept here are unfinished; try again later."
             raise Problem(429, message, code="queue_full", headers={"retry-after": "10"})
-        asking, delivery = self._desk.ask(request, body, upload)
+        asking, delivery = self._desk.ask(request, body, upload, previews=LOOKS)
         job = Job(
             id=f"job_{secrets.token_hex(12)}",
             kind=kind,
@@ -100,9 +110,10 @@ class Jobs:
             created=time.time(),
             asking=asking,
             delivery=delivery,
+            upload=upload,
         )
         self._jobs[job.id] = job
-        job.following = asyncio.ensure_future(self._follow(job, upload))
+        job.following = asyncio.ensure_future(self._follow(job))
         return job
 
     def of(self, key: str) -> list[Job]:
@@ -118,21 +129,23 @@ class Jobs:
             raise Problem(404, "There is no such job, or no longer.", code="not_found")
         return job
 
-    async def _follow(self, job: Job, upload: Upload | None) -> None:
+    async def _follow(self, job: Job) -> None:
         try:
             async for report in job.asking.reports():
                 if job.status == "queued":
                     job.status = "running"
                 if isinstance(report, Stepped):
                     job.done, job.total = report.done, report.total
+                elif isinstance(report, Previewed):
+                    job.preview = report
                 elif isinstance(report, Finished):
-                    encoded = await to_thread.run_sync(encode_all, report.pictures, job.delivery, upload)
+                    encoded = await to_thread.run_sync(encode_all, report.pictures, job.delivery, job.upload)
                     job.names = [self._shelved(one, job.delivery) for one in encoded]
                     job.status = "succeeded"
         except Exception as error:
             job.problem = of_error(error)
             job.status = "cancelled" if job.problem.code == "cancelled" else "failed"
-        job.ended = time.time()
+        job.ended, job.upload, job.preview = time.time(), None, None
 
     def _shelved(self, encoded: Encoded, delivery: Delivery) -> tuple[str, int | None]:
         return self._desk.shelf.put(encoded.data, MEDIA_TYPES[delivery.output_format]), encoded.seed
@@ -183,6 +196,17 @@ async def cancelled(request: Request) -> Response:
     if job.following is not None and job.ended is None:
         await asyncio.wait({job.following}, timeout=5)
     return JSONResponse(job.told(desk_of(request)))
+
+
+async def preview(request: Request) -> Response:
+    """How the first picture of a running job looks by now."""
+    job = jobs_of(request).find(request)
+    if job.preview is None or job.asking.begun is None:
+        raise Problem(404, "The job has no preview: not yet, or no longer.", code="not_found")
+    wanted = job.asking.begun.request
+    data = await to_thread.run_sync(preview_bytes, job.preview.image, wanted, job.delivery, job.upload)
+    media_type = MEDIA_TYPES[job.delivery.output_format]
+    return Response(data, media_type=media_type, headers={"cache-control": "no-store"})
 
 
 async def result(request: Request) -> Response:

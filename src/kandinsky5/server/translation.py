@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kandinsky5.errors import RequestError
-from kandinsky5.geometry import parse_size
+from kandinsky5.geometry import LARGEST_SIDE, SIZE_MULTIPLE, parse_size
 from kandinsky5.provenance import PictureFormat, check_request_fits
-from kandinsky5.request import EditRequest, ImageRequest
-from kandinsky5.server.bodies import DrawingFields, EditFields
+from kandinsky5.request import (
+    MAX_GUIDANCE,
+    MAX_PROMPT_CHARACTERS,
+    MAX_STEPS,
+    EditRequest,
+    ImageRequest,
+)
+from kandinsky5.server.bodies import LARGEST_COUNT, DrawingFields, EditFields
 from kandinsky5.server.problems import Problem
 from kandinsky5.server.settings import Settings
 from kandinsky5.service import Card
@@ -38,6 +44,20 @@ class Delivery:
     def format(self) -> PictureFormat:
         """The same in ours."""
         return FORMATS[self.output_format]
+
+
+def limits_of(settings: Settings) -> dict[str, int | float]:
+    """What one request may ask for here, by the words of `/v1/models`: pixels, steps, pictures, bytes, characters."""
+    return {
+        "max_pixels": settings.max_pixels,
+        "max_side": LARGEST_SIDE,
+        "size_multiple": SIZE_MULTIPLE,
+        "max_steps": min(settings.max_steps, MAX_STEPS),
+        "max_n": min(settings.max_count, LARGEST_COUNT),
+        "max_guidance": MAX_GUIDANCE,
+        "max_prompt_characters": MAX_PROMPT_CHARACTERS,
+        "max_body_bytes": settings.max_body_bytes,
+    }
 
 
 def check_model(body: DrawingFields, settings: Settings) -> None:

@@ -23,11 +23,12 @@ process ended. deadline: took too long. cancelled: by the asker. closing: the se
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What the loaded model is and does, for whoever checks requests without it."""
+    """What the loaded model is and does, for whoever checks requests without it. `sizes`: what it was trained on."""
 
     model: str
     tasks: tuple[Task, ...]
     size: tuple[int, int]
+    sizes: tuple[tuple[int, int], ...]
     steps: int
     guidance: float
     device: str

@@ -112,6 +112,7 @@ def _card(engines: Mapping[Task, "Engine"]) -> Card:
         model=next(iter(engines.values())).source,
         tasks=tuple(engines),
         size=pipeline.default_size,
+        sizes=tuple(pipeline.resolutions),
         steps=pipeline.default_steps,
         guidance=pipeline.default_guidance,
         device=str(pipeline._execution_device),

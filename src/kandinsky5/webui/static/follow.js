@@ -1,0 +1,81 @@
+// A job on its way: asked about until it ends, shown with its progress, its preview, and a way to give it up.
+
+import { Refused } from "./api.js";
+import { make, say } from "./dom.js";
+
+const SHORTEST_PAUSE = 250; // milliseconds between two questions
+const LONGEST_PAUSE = 1500;
+const LONGEST_SILENCE = 60_000; // of a server that was there before
+
+// Follow a job to its end inside `room`. Returns the job as it ended; throws what the server refuses.
+export async function follow(api, id, asked, room) {
+  const card = new Card(asked.prompt, async () => card.show(await api.cancel(id)));
+  room.append(card.element);
+  try {
+    return await watched(api, id, card);
+  } finally {
+    card.remove();
+  }
+}
+
+async function watched(api, id, card) {
+  let pause = SHORTEST_PAUSE;
+  let heard = performance.now();
+  let previews = 0;
+  for (;;) {
+    try {
+      const job = await api.job(id);
+      heard = performance.now();
+      card.show(job);
+      if (job.ended_at !== null) return job;
+      if (job.previews > previews) {
+        const picture = await api.preview(id);
+        previews = job.previews;
+        if (picture) card.picture(picture);
+      }
+    } catch (error) {
+      if (error instanceof Refused || performance.now() - heard > LONGEST_SILENCE) throw error;
+      say("The server does not answer; asking again.");
+    }
+    await new Promise((resolve) => setTimeout(resolve, pause));
+    pause = Math.min(LONGEST_PAUSE, pause * 1.1);
+  }
+}
+
+class Card {
+  constructor(prompt, cancel) {
+    this.progress = make("progress", { max: 1, "aria-label": `Progress of: ${prompt}` });
+    this.words = make("span", { class: "words" }, "Sent");
+    this.preview = make("img", { class: "preview", alt: `Preview of: ${prompt}`, hidden: true });
+    this.button = make("button", { type: "button", "aria-label": `Cancel: ${prompt}` }, "Cancel");
+    this.button.addEventListener("click", () => {
+      this.button.disabled = true;
+      cancel().catch(() => (this.button.disabled = false));
+    });
+    const told = make("div", {}, make("p", { class: "prompt" }, prompt), this.progress, this.words, this.button);
+    this.element = make("article", { class: "job" }, this.preview, told);
+  }
+
+  show(job) {
+    if (job.status === "queued") {
+      this.words.textContent = job.before_it ? `Waiting, ${job.before_it} before it` : "Waiting, next";
+      say(this.words.textContent);
+    } else if (job.steps_total) {
+      const part = job.steps_done / job.steps_total;
+      this.progress.value = part;
+      this.words.textContent = `Step ${job.steps_done} of ${job.steps_total}`;
+      say(`Drawing, ${Math.floor(part * 4) * 25} %`); // quarters: a listener need not hear every step
+    }
+  }
+
+  picture(blob) {
+    URL.revokeObjectURL(this.preview.src);
+    this.preview.src = URL.createObjectURL(blob);
+    this.preview.hidden = false;
+  }
+
+  remove() {
+    URL.revokeObjectURL(this.preview.src);
+    this.element.remove();
+  }
+}

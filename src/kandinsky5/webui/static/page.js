@@ -1,0 +1,147 @@
+// The page put together: the key where one is asked for, the form, the jobs, the pictures.
+//
+// Jobs are remembered in the tab, so that a page that is loaded again, or a phone that slept, finds what it asked for.
+
+import { Api, Refused } from "./api.js";
+import { byId, say } from "./dom.js";
+import { follow } from "./follow.js";
+import { RequestForm, told } from "./form.js";
+import { Gallery } from "./gallery.js";
+import { Source } from "./source.js";
+
+const KEY = "kandinsky5.key";
+const JOBS = "kandinsky5.jobs";
+const MOST_JOBS = 50;
+const LOADING_PAUSE = 2000; // milliseconds
+
+const api = new Api(sessionStorage.getItem(KEY));
+let form;
+let source;
+let gallery;
+
+function remembered() {
+  return JSON.parse(sessionStorage.getItem(JOBS) ?? "[]");
+}
+
+function remember(jobs) {
+  sessionStorage.setItem(JOBS, JSON.stringify(jobs.slice(-MOST_JOBS)));
+}
+
+// The model, once it is loaded; the person is asked for a key where the server wants one.
+async function loaded() {
+  for (;;) {
+    try {
+      const model = await api.model();
+      if (model.defaults) return model;
+      say("The model is being loaded.");
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) await enterKey(error);
+      else say("The server does not answer; asking again.");
+    }
+    await new Promise((resolve) => setTimeout(resolve, LOADING_PAUSE));
+  }
+}
+
+function enterKey() {
+  const entry = byId("entry");
+  say(api.key ? "The server does not know that API key." : "The server asks for an API key.");
+  entry.hidden = false;
+  byId("key").focus();
+  return new Promise((resolve) => {
+    entry.onsubmit = async (event) => {
+      event.preventDefault();
+      api.key = byId("key").value.trim();
+      try {
+        await api.model();
+      } catch (error) {
+        if (error.status === 401) return say("The server does not know that API key.");
+      }
+      sessionStorage.setItem(KEY, api.key);
+      entry.hidden = true;
+      resolve();
+    };
+  });
+}
+
+async function submit() {
+  form.forgive();
+  byId("draw").disabled = true;
+  try {
+    const fields = form.read();
+    const given = (await source?.read()) ?? null;
+    const job = await api.submit(fields, given);
+    remember([...remembered(), { id: job.id, fields }]);
+    watch(job.id, fields, given);
+    byId("running").scrollIntoView({ block: "nearest" }); // below the form on a phone
+  } catch (error) {
+    if (!(error instanceof Refused)) error = new Error("The server does not answer; nothing was sent.");
+    else if (error.seconds !== null) error.message += ` It expects room in ${error.seconds} s.`;
+    form.refuse(error);
+  } finally {
+    byId("draw").disabled = false;
+  }
+}
+
+// Follow a job to its pictures, or to the reason why there are none.
+async function watch(id, fields, given) {
+  try {
+    const job = await follow(api, id, fields, byId("running"));
+    if (job.status === "succeeded") {
+      const pictures = await api.pictures(id);
+      const drawn = { ...fields, ...job.model_parameters, size: job.size, n: 1 };
+      delete drawn.fit;
+      for (const { blob, seed } of pictures.reverse()) gallery.add(blob, { ...drawn, seed }, given);
+      say(pictures.length === 1 ? "Done: 1 picture." : `Done: ${pictures.length} pictures.`);
+    } else {
+      forget(id);
+      if (job.status === "cancelled") say("Cancelled.");
+      else byId("problem").textContent = job.error.message;
+    }
+  } catch (error) {
+    forget(id);
+    const gone = error instanceof Refused && error.status === 404;
+    byId("problem").textContent = gone ? `The server no longer has “${fields.prompt}”.` : error.message;
+  }
+}
+
+function forget(id) {
+  remember(remembered().filter((job) => job.id !== id));
+}
+
+async function useAgain(fields, given) {
+  form.write(fields);
+  await source?.write(given);
+  say("The picture's parameters are in the form.");
+  byId("prompt").focus();
+  byId("request").scrollIntoView();
+}
+
+async function editThis(blob) {
+  await source.take(blob);
+  byId("prompt").value = "";
+  byId("seed").value = "";
+  byId("prompt").focus();
+  byId("request").scrollIntoView();
+}
+
+async function start() {
+  const model = await loaded();
+  byId("model").textContent = model.id;
+  form = new RequestForm(model.limits, model.defaults);
+  const edits = model.defaults.tasks.includes("editing");
+  if (edits) source = new Source(model.limits, (there) => form.speakOfEditing(there));
+  gallery = new Gallery(useAgain, edits ? editThis : null);
+  byId("request").addEventListener("submit", (event) => {
+    event.preventDefault();
+    submit();
+  });
+  byId("prompt").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("request").requestSubmit();
+  });
+  byId("main").hidden = false;
+  byId("draw").disabled = false;
+  say(`Ready: ${told(model.defaults.size)}, ${model.defaults.steps} steps unless you say otherwise.`);
+  for (const { id, fields } of remembered()) watch(id, fields, null);
+}
+
+start();
