@@ -49,13 +49,42 @@ class Engine:
     def __init__(self, pipeline: "Kandinsky5T2IPipeline | Kandinsky5I2IPipeline", *, source: str) -> None:
         self.pipeline = pipeline
         self.source = source
+        self._digests: dict[str, str] = {}
+
+    def add_lora(self, name: str, source: str) -> None:
+        """Load an adapter that requests may then name. It stands beside the network, which is not loaded again.
+
+        Args:
+            name: what requests call it.
+            source: a file, a folder or a hub id, as the pipelines' `load_lora_weights` takes it.
+
+        Raises:
+            CheckpointError: no such file, a damaged one, or an adapter of another model.
+            RequestError: a name that is taken, or a network that cannot take adapters.
+        """
+        if name in self._digests:
+            raise RequestError(f"There is an adapter {name!r} already; give this one another name.")
+        lora = self.pipeline.read_lora(source)
+        self.pipeline.load_lora_weights(lora, adapter_name=_peft_name(name))
+        self._digests[name] = lora.digest()
+        self._switch_on(None)
+
+    @property
+    def loras(self) -> list[str]:
+        """Names of the adapters that requests may name."""
+        return list(self._digests)
 
     def resolve(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
         """The request with every None filled in from the checkpoint, and a seed chosen if it names none.
 
         `picture` is the source of an edit, whose shape decides about a size that is left open. Raises RequestError for
-        a request that is not this pipeline's task, or an edit without a picture.
+        a request that is not this pipeline's task, an adapter that is not loaded, or an edit without a picture.
         """
+        for name, _ in request.lora or ():
+            if name not in self._digests:
+                raise RequestError(
+                    f"There is no adapter {name!r} here; loaded are {', '.join(self._digests) or 'none'}."
+                )
         width, height = self._size(request, picture)
         tokens = DEFAULT_TEXT_TOKENS
         if isinstance(request, EditRequest):
@@ -90,6 +119,7 @@ class Engine:
         resolved = self.resolve(request, picture)
         if isinstance(resolved, EditRequest) and picture is not None:
             _check_source(resolved, picture)
+        self._switch_on(resolved.lora)
         started = time.perf_counter()
         output = self._draw(resolved, picture, on_step)
         seconds = time.perf_counter() - started
@@ -168,9 +198,22 @@ class Engine:
             request=replace(request, seed=seed, count=1),
             model=self.source,
             seconds=seconds,
-            software=self._software(),
+            software={
+                **self._software(),
+                **{f"lora {name}": self._digests[name] for name, _ in request.lora or ()},
+            },
             fit=fit,
         )
+
+    def _switch_on(self, lora: tuple[tuple[str, float], ...] | None) -> None:
+        """Exactly these adapters at these weights; none of them switches all off."""
+        if not self._digests:
+            return
+        if not lora:
+            self.pipeline.disable_lora()
+            return
+        self.pipeline.enable_lora()
+        self.pipeline.set_adapters([_peft_name(name) for name, _ in lora], [weight for _, weight in lora])
 
     def _size(self, request: ImageRequest, picture: Image.Image | None) -> tuple[int, int]:
         """(width, height) of the request's pictures."""
@@ -245,6 +288,11 @@ class Engine:
             "device": self._device().type,
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
         }
+
+
+def _peft_name(name: str) -> str:
+    """A name that a module may have: peft keeps adapters by it, and modules' names hold no dots."""
+    return name.replace(".", "_")
 
 
 def _check_source(request: EditRequest, picture: Image.Image) -> None:

@@ -32,6 +32,10 @@ CHOSEN_SEED_BITS: Final = 32
 MAX_TEXT_TOKENS: Final = 1024
 """Rotary positions of the text (authors' network)."""
 
+MAX_LORAS: Final = 16
+MAX_LORA_WEIGHT: Final = 10.0
+MAX_NAME_CHARACTERS: Final = 200
+
 
 _HASH: Final = re.compile("[0-9a-f]{64}")
 
@@ -48,6 +52,8 @@ class ImageRequest:
     seed: 0 to `MAX_SEED`; picture i of `count` is drawn with seed + i, so each can be had again alone.
     count: pictures, 1 to `MAX_COUNT`.
     max_sequence_length: text tokens kept of the prompt, 1 to `MAX_TEXT_TOKENS`.
+    lora: names of adapters and their weights, at most `MAX_LORAS`, each from -`MAX_LORA_WEIGHT` to it; None is the
+        network as it is. What a name stands for is the engine's.
     """
 
     prompt: str
@@ -59,8 +65,10 @@ class ImageRequest:
     seed: int | None = None
     count: int = 1
     max_sequence_length: int | None = None
+    lora: tuple[tuple[str, float], ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "lora", _loras(self.lora))  # lists, as JSON has them, become tuples
         validate(self)
 
     @property
@@ -176,6 +184,30 @@ def _check_edit(request: EditRequest) -> None:
         raise RequestError(f"size_from {request.size_from!r:.80} is not 'source', nor left out.")
     if request.size_from is not None and (request.width is not None or request.height is not None):
         raise RequestError("size_from 'source' chooses width and height; leave them out.")
+
+
+def _loras(value: object) -> tuple[tuple[str, float], ...] | None:
+    """Adapters as pairs of name and weight, from pairs of any kind; None for none of them. Raises RequestError."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or any(
+        not isinstance(pair, list | tuple) or len(pair) != 2 for pair in value
+    ):
+        raise RequestError(f"lora {value!r:.80} is not a list of pairs of a name and a weight.")
+    if len(value) > MAX_LORAS:
+        raise RequestError(f"lora names {len(value)} adapters; at most {MAX_LORAS} are taken.")
+    for name, weight in value:
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARACTERS:
+            raise RequestError(f"lora {name!r:.80} is not the name of an adapter.")
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not (number and math.isfinite(weight) and abs(weight) <= MAX_LORA_WEIGHT):
+            raise RequestError(
+                f"lora {name!r:.80} has the weight {weight!r:.40}, which is not a number from {-MAX_LORA_WEIGHT:g} to "
+                f"{MAX_LORA_WEIGHT:g}."
+            )
+    if len({name for name, _ in value}) < len(value):
+        raise RequestError("lora names an adapter twice; give each one weight.")
+    return tuple((name, float(weight)) for name, weight in value) or None
 
 
 def _check_text(name: str, text: object) -> None:

@@ -23,6 +23,7 @@ OPTIONS = {
         "-n --n",
         "--from-file",
         "--like",
+        "--lora",
         "--device",
         "--precision",
         "--format",
@@ -46,6 +47,7 @@ OPTIONS = {
         "-n --n",
         "--from-file",
         "--like",
+        "--lora",
         "--device",
         "--precision",
         "--format",
@@ -143,6 +145,7 @@ def test_request_fields() -> None:
         "seed",
         "count",
         "max_sequence_length",
+        "lora",
     ]
 
 

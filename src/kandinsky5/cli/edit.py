@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kandinsky5.cli import options
+from kandinsky5.cli.adapters import chosen_loras, weights_of
 from kandinsky5.cli.job import Source, changes_of, draw, model_of, plan
 from kandinsky5.cli.picturefile import read_provenance
 from kandinsky5.cli.promptlist import read_prompts
@@ -41,6 +42,7 @@ def edit(
     n: options.Count = None,
     from_file: options.FromFile = None,
     like: options.Like = None,
+    lora: options.Loras = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
     picture_format: options.Format = None,
@@ -66,6 +68,8 @@ def edit(
         count=n,
         fit=fit.value if fit is not None else None,
     )
+    loras = chosen_loras("edit", lora, stored)
+    changes |= {"lora": weights_of(loras)}
     if size == SIZE_OF_SOURCE:
         changes |= {"size_from": "source", "width": None, "height": None}
     instructions = _instructions(instruction, from_file, stored)
@@ -81,6 +85,7 @@ def edit(
         overwrite=overwrite,
         quiet=quiet,
         as_json=as_json,
+        loras=loras,
         source=Source(name=str(source), picture=picture),
         compare=compare,
     )

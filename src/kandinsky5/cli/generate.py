@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from kandinsky5.cli import options
+from kandinsky5.cli.adapters import chosen_loras, weights_of
 from kandinsky5.cli.job import changes_of, draw, model_of, plan
 from kandinsky5.cli.picturefile import read_provenance
 from kandinsky5.cli.promptlist import read_prompts
@@ -32,6 +33,7 @@ def generate(
     n: options.Count = None,
     from_file: options.FromFile = None,
     like: options.Like = None,
+    lora: options.Loras = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
     picture_format: options.Format = None,
@@ -46,7 +48,9 @@ def generate(
     request that made it: kandinsky5 show prints it, --like draws from it.
     """
     stored = read_provenance(like) if like is not None else None
+    loras = chosen_loras("generate", lora, stored)
     changes = changes_of(size, steps=steps, guidance=guidance, negative_prompt=negative, seed=seed, count=n)
+    changes |= {"lora": weights_of(loras)}
     job = plan(
         _requests(prompt, from_file, stored, changes),
         output,
@@ -58,6 +62,7 @@ def generate(
         overwrite=overwrite,
         quiet=quiet,
         as_json=as_json,
+        loras=loras,
     )
     draw(job, context.obj)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from kandinsky5.cli.adapters import ChosenLora
 from kandinsky5.cli.hints import hints_for
 from kandinsky5.cli.picturefile import write_picture
 from kandinsky5.cli.progress import drawing, waiting
@@ -58,6 +59,7 @@ class Job:
     overwrite: bool
     quiet: bool
     as_json: bool
+    loras: Sequence[ChosenLora] = ()
     source: Source | None = None
     compare: bool = False
 
@@ -126,6 +128,8 @@ def draw(job: Job, opener: OpenEngine) -> None:
     # A download shows bars of its own, with better estimates than a spinner.
     with waiting(console, f"Loading {model.name}", shown=not job.quiet and model.hub_id is None):
         engine = opener(job.model, job.device, job.dtype, job.task)
+        for lora in job.loras:
+            engine.add_lora(lora.name, lora.source)
     source = job.source.picture if job.source is not None else None
     requests = [engine.resolve(request, source) for request in job.requests]
     if not job.quiet and model.name == EMBEDDED:

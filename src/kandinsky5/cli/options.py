@@ -93,6 +93,15 @@ Like = Annotated[
     Path | None,
     Option(metavar="PICTURE", help="Start from the request stored in a picture; other options change it."),
 ]
+Loras = Annotated[
+    list[str] | None,
+    Option(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        help="Adapter to draw with: a safetensors file, a folder or a hub id, at weight 1 unless another is said; may "
+        "be repeated. none: without those of --like.",
+    ),
+]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[Precision, Option("--precision", help="Dtype the weights are run in.")]
 Format = Annotated[PictureFormat | None, Option("--format", help="Default: by the suffix of -o, else png.")]

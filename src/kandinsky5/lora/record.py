@@ -5,10 +5,12 @@ Parts of a layer: of a LoRA `A` (r, in) and `B` (out, r), the change of the weig
 Kronecker product.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 LoraKind = Literal["lora", "dora", "lokr"]
@@ -40,6 +42,18 @@ class Lora:
             if name in parts:
                 return len(parts[name])
         return max(parts["w2"].shape)
+
+    def digest(self) -> str:
+        """SHA-256 of layers, scales and values, 64 hexadecimal digits: the same from every format of file."""
+        found = hashlib.sha256(self.kind.encode())
+        for layer in sorted(self.layers):
+            found.update(f"{layer} {self.scales[layer]:.6g}".encode())
+            for part, tensor in sorted(self.layers[layer].items()):
+                found.update(f"{part} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                found.update(
+                    tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                )
+        return found.hexdigest()
 
     @property
     def nbytes(self) -> int:

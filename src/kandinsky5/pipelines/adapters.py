@@ -5,7 +5,9 @@ Comes in: what diffusers' `load_lora_weights` takes. Goes out: a network with th
 `unfuse_lora`, `unload_lora_weights`, `delete_adapters`) are diffusers' own. It refuses to know formats of files.
 """
 
+import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,19 @@ USUAL_NAME = "pytorch_lora_weights.safetensors"
 """What diffusers calls the file in a folder."""
 
 
+EXPECTED_REMARKS = ("Already found a `peft_config`", "TorchaoLoraLinear was instantiated without")
+"""What peft warns of: a second adapter, and packed weights that nothing can be fused into; both are meant."""
+
+
 class AdapterLoading(KandinskyLoraLoaderMixin):
     """`load_lora_weights` that recognises every format and refuses adapters of other models."""
 
     @classmethod
-    def read_lora(cls, source: str | Path | Mapping[str, Tensor], **kwargs: Any) -> Lora:
+    def read_lora(cls, source: str | Path | Mapping[str, Tensor] | Lora, **kwargs: Any) -> Lora:
         """The adapter in a file, a folder, a repository of the hub, or a mapping of tensors.
 
         Args:
-            source: a path, a hub id, or tensors by the names of any format.
+            source: a path, a hub id, tensors by the names of any format, or an adapter that was read before.
             kwargs: `weight_name`, the file in a folder or repository that holds several; and diffusers' arguments about
                 the hub (`revision`, `token`, `cache_dir`, `local_files_only`, `force_download`), and `subfolder`.
 
@@ -44,6 +50,8 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
         hub = HubArguments.taken_from(kwargs)
         if kwargs:
             raise RequestError(f"{', '.join(sorted(kwargs))} would be ignored; leave it out.")
+        if isinstance(source, Lora):
+            return source
         if isinstance(source, Mapping):
             return recognise(source)
         place = Path(source)
@@ -82,22 +90,29 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
 
         Raises:
             CheckpointError: no such file, a damaged one, or an adapter of another model, in words.
-            RequestError: a name that is taken, or a network whose layers are float8.
+            RequestError: a name that is taken, a network whose layers are float8, or no peft.
         """
+        if find_spec("peft") is None:
+            raise RequestError(
+                "An adapter needs peft, which the extra lora brings: pip install 'kandinsky5[lora]'."
+            )
         low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
         lora = self.read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
         check_fits(lora, self.transformer)
         self._check_can_adapt(lora, adapter_name, hotswap)
         tensors, config = _for_diffusers(_in_the_network_s_dtypes(lora, self.transformer))
-        self.load_lora_into_transformer(
-            tensors,
-            transformer=self.transformer,
-            adapter_name=adapter_name,
-            metadata=config,
-            _pipeline=self,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            hotswap=hotswap,
-        )
+        with warnings.catch_warnings():
+            for remark in EXPECTED_REMARKS:
+                warnings.filterwarnings("ignore", remark)
+            self.load_lora_into_transformer(
+                tensors,
+                transformer=self.transformer,
+                adapter_name=adapter_name,
+                metadata=config,
+                _pipeline=self,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                hotswap=hotswap,
+            )
 
     @classmethod
     def save_lora_weights(cls, *args: Any, **kwargs: Any) -> None:
