@@ -6,7 +6,9 @@ RequestError. The file refuses to know arrays of callers, sizes of edits, and mo
 """
 
 import hashlib
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,13 @@ def read_mask(file: str | Path | BinaryIO) -> Image.Image:
                 f"{name} has no transparency; make transparent what may be changed, in a PNG or WebP."
             )
         return ImageOps.invert(_rgba(upright).getchannel("A"))
+
+
+DAMAGED: Final = (
+    *(ValueError, SyntaxError, TypeError, LookupError, EOFError, ArithmeticError, AttributeError),
+    *(RuntimeError, struct.error, zlib.error),
+)
+"""What Pillow's plug-ins raise about damaged files, beside OSError; RuntimeError is what the AVIF decoder raises."""
 
 
 @contextmanager
@@ -171,6 +180,5 @@ def _refusals(name: str) -> Iterator[None]:
         raise RequestError(f"{name} is far too large to be read: {error}.") from error
     except OSError as error:
         raise RequestError(f"{name} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, SyntaxError, TypeError, KeyError, EOFError, IndexError) as error:
-        # Pillow's plug-ins raise any of these about damaged files.
+    except DAMAGED as error:
         raise RequestError(f"{name} cannot be read: {error or type(error).__name__}.") from error

@@ -85,12 +85,16 @@ def _paths() -> Json:
 
 
 def _image_paths() -> Json:
-    answer = {**_json(_ref("ImagesResponse")), "text/event-stream": {"schema": {"type": "string"}}}
     name = [_parameter("name", "path")]
-    drawn = _operation("Pictures from text.", answer, refusals=REFUSALS, body=_json(_ref("GenerationBody")))
+    drawn = _operation(
+        "Pictures from text.",
+        _pictures_or_events("image_generation"),
+        refusals=REFUSALS,
+        body=_json(_ref("GenerationBody")),
+    )
     edited = _operation(
         "Edits of a picture; with a mask, its pixels are kept outside.",
-        answer,
+        _pictures_or_events("image_edit"),
         refusals=REFUSALS,
         body=_either("EditBody", "EditForm"),
     )
@@ -100,6 +104,14 @@ def _image_paths() -> Json:
         "/v1/images/edits": {"post": edited},
         "/v1/images/files/{name}": {"get": file},
     }
+
+
+def _pictures_or_events(kind: str) -> Json:
+    """The answer of who waits, and what each event of a stream is."""
+    names = [f"{kind}.partial_image", f"{kind}.completed", "error"]
+    data = {"type": "string", "contentMediaType": "application/json"}
+    event = {**_object(event={"enum": names}, data=data), "description": "Each event of the stream."}
+    return {**_json(_ref("ImagesResponse")), "text/event-stream": {"schema": event}}
 
 
 def _job_paths() -> Json:
