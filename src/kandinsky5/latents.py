@@ -6,13 +6,16 @@ inside. The stage refuses to know prompts, networks and files.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from kandinsky5.errors import RequestError
+
+TILE: Final = 512
+"""Pixels of a tile's side."""
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -66,6 +69,16 @@ def decode(latents: Tensor, vae: Any) -> Tensor:
     """
     scaled = latents.squeeze(1).permute(0, 3, 1, 2) / vae.config.scaling_factor
     return vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+
+
+def use_tiles(vae: Any, side: int = TILE) -> None:
+    """Let an autoencoder encode and decode in overlapping tiles of that many pixels a side, for good.
+
+    Pixels change where tiles meet and, since each tile is normalised by itself, a little everywhere.
+    """
+    vae.enable_tiling()
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // scale
 
 
 def check_generators(generator: Generators, batch: int) -> None:

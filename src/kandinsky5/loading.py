@@ -13,9 +13,11 @@ from typing import Final, overload
 import torch
 
 from kandinsky5 import hub
+from kandinsky5.budget import Budget
 from kandinsky5.checkpoint.safetensors_header import BITS, StoredTensor
 from kandinsky5.checkpoint.weights import TORCH_DTYPES, Library, read_weights
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
+from kandinsky5.memory import load_planned, plan_for
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.placement import free_memory, resolve_device, resolve_dtype
 from kandinsky5.prompts import Task
@@ -48,6 +50,7 @@ def load_pipeline(
     access: hub.HubAccess | None = ...,
     force_download: bool = ...,
     watch: hub.Watch = ...,
+    budget: Budget | None = ...,
 ) -> Kandinsky5T2IPipeline: ...
 
 
@@ -63,6 +66,7 @@ def load_pipeline(
     access: hub.HubAccess | None = ...,
     force_download: bool = ...,
     watch: hub.Watch = ...,
+    budget: Budget | None = ...,
 ) -> Kandinsky5T2IPipeline | Kandinsky5I2IPipeline: ...
 
 
@@ -77,6 +81,7 @@ def load_pipeline(
     access: hub.HubAccess | None = None,
     force_download: bool = False,
     watch: hub.Watch = hub.bars,
+    budget: Budget | None = None,
 ) -> Kandinsky5T2IPipeline | Kandinsky5I2IPipeline:
     """The pipeline of a known checkpoint, a folder or a hub id, on its device.
 
@@ -90,6 +95,8 @@ def load_pipeline(
         access: token, cache and address of the hub, and whether it may be asked.
         force_download: fetch a hub id again.
         watch: shows what is fetched; `hub.unseen` shows nothing.
+        budget: memory that it may take, and for which requests (`Budget.of("8GB")`): a plan places the components, and
+            is the pipeline's `plan`. None puts all of it on the device, as it is.
 
     Raises:
         RequestError: a name, device or dtype that does not exist; a revision of a folder; a checkpoint that cannot do
@@ -115,6 +122,14 @@ def load_pipeline(
             force=force_download,
             watch=watch,
         )
+    if budget is not None:
+        edits = task == "editing"
+        plan = plan_for(
+            folder, budget, device=chosen_device, dtype=chosen_dtype, edits=edits, variant=variant
+        )
+        pipeline = load_planned(PIPELINES[task], folder, plan, dtype=chosen_dtype, variant=variant)
+        pipeline.register_to_config(_name_or_path=source.location)
+        return pipeline
     check_memory(source.name, folder, chosen_device, chosen_dtype, variant)
     pipeline = PIPELINES[task].from_pretrained(str(folder), dtype=chosen_dtype, variant=variant)
     pipeline.register_to_config(_name_or_path=source.location)
@@ -128,7 +143,7 @@ def check_memory(
     needed, free = memory_needed(folder, dtype, variant), free_memory(device)
     if free is None or needed <= free:
         return
-    ways = []
+    ways = ["--memory auto streams what does not fit"] if device.type in ("cuda", "cpu") else []
     if dtype.itemsize > 2:
         ways.append("bfloat16 (--precision bf16) needs half of that")
     host = free_memory(torch.device("cpu"))

@@ -148,8 +148,13 @@ class FastPath:
 
 
 def prepare_for_speed(network: Any) -> None:
-    """Lay the layers that read the same rows behind each other in memory. Changes no value."""
+    """Lay the layers that read the same rows behind each other in memory. Changes no value.
+
+    Blocks that stream are laid out so when they arrive.
+    """
     for block in network.visual_transformer_blocks:
+        if is_streamed(block):
+            continue
         mine, text = block.self_attention, block.cross_attention
         lay_together([mine.to_query, mine.to_key, mine.to_value])
         lay_together([text.to_key, text.to_value])

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -63,6 +64,7 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
     Attributes:
         batched_guidance: evaluate both guidance branches in one forward pass (they fall apart into two by themselves
             when memory does not allow it).
+        plan: the `kandinsky5.memory.Plan` that the components are placed by; None where the caller places them.
     """
 
     task: ClassVar[Task]
@@ -107,6 +109,7 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         self.vae_scale_factor_spatial = VAE_FACTOR if levels is None else 2 ** (levels - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
         self.batched_guidance = True
+        self.plan: Any = None
         self._processor: ProcessorFiles | None = None
 
     # -- Loading and saving -----------------------------------------------------------------------------------------
@@ -233,12 +236,30 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         taken = {name: getattr(pipeline, name) for name in components}
         taken |= {name: pipeline.config[name] for name in settings if name in pipeline.config}
         made = cls(**{**taken, **kwargs})
+        made.plan, made.batched_guidance = pipeline.plan, pipeline.batched_guidance
         if "_name_or_path" in pipeline.config:
             made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
         if made.tokenizer is pipeline.tokenizer and pipeline._processor is not None:
             made._processor = pipeline._processor
             made.register_to_config(tokenizer=pipeline._processor.entry)
         return made if dtype is None else made.to(dtype=dtype)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As diffusers' method.
+
+        Raises:
+            RequestError: a plan has placed the components (`memory=`), each where it must be.
+        """
+        if self.plan is not None:
+            raise RequestError(
+                "This pipeline was placed by its plan (memory=), and is not moved or cast; load it again without."
+            )
+        return super().to(*args, **kwargs)
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where inputs go: components that stream are elsewhere when they rest."""
+        return super()._execution_device if self.plan is None else torch.device(self.plan.device)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a folder in the published layout, which diffusers loads too; diffusers' arguments.

@@ -4,8 +4,9 @@ Comes in: a checked `Call`. Goes out: pictures. A call without source pictures m
 edits. The two public pipelines are front doors to this: they say what a caller may ask, and with which defaults.
 """
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,8 +26,11 @@ from kandinsky5.pipelines.callbacks import StepCallback, apply_callback
 from kandinsky5.pipelines.output import OUTPUT_TYPES
 from kandinsky5.pipelines.processor_files import build_picture_processor
 from kandinsky5.pipelines.prompt_input import Prompts
+from kandinsky5.pipelines.room import leave, planned
 from kandinsky5.prompts import TEMPLATES, clean
 from kandinsky5.records import Conditioning
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +105,13 @@ class DrawingPipeline(ImagePipeline):
         steps = self.default_steps if call.num_inference_steps is None else call.num_inference_steps
         self._interrupt = False
         try:
-            run = self.begin(call)
-            self._denoise(run, steps, self._execution_device, call)
-            return self.finish(run.latents, call.output_type)
+            with planned(self.plan):
+                run = self.begin(call)
+                self._denoise(run, steps, self._execution_device, call)
+                return self.finish(run.latents, call.output_type)
         finally:
+            leave(self.plan, self.text_encoder)
+            leave(self.plan, self.transformer)
             self.maybe_free_model_hooks()
 
     @torch.no_grad()
@@ -117,6 +124,7 @@ class DrawingPipeline(ImagePipeline):
             *(torch.float32, device, call.generator, call.latents),
         )
         positive, negative = self._conditionings(call)
+        leave(self.plan, self.text_encoder)
         return denoise.Run(
             latents=start,
             positive=positive,
@@ -289,6 +297,20 @@ class DrawingPipeline(ImagePipeline):
         """Latents as what the caller asked for."""
         if output_type == "latent":
             return latents
-        return self.image_processor.postprocess(
-            latent_stage.decode(latents, self.vae), output_type=output_type
+        leave(self.plan, self.transformer)
+        return self.image_processor.postprocess(self._decoded(latents), output_type=output_type)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Pixels; in tiles from now on where a plan hoped for more memory than there is."""
+        try:
+            return latent_stage.decode(latents, self.vae)
+        except torch.OutOfMemoryError:
+            if self.plan is None or self.plan.tile is not None:
+                raise
+        logger.warning(
+            "No memory to decode whole pictures; decoding in tiles of %d pixels.", latent_stage.TILE
         )
+        torch.cuda.empty_cache()  # outside the handler, where the failed call's tensors are still referenced
+        latent_stage.use_tiles(self.vae, latent_stage.TILE)
+        self.plan = replace(self.plan, tile=latent_stage.TILE)
+        return latent_stage.decode(latents, self.vae)

@@ -27,6 +27,9 @@ from kandinsky5.checkpoint.document import read_object, reason
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
 from kandinsky5.checkpoint.weights import Library, common_dtype, compare, read_weights, unpacked_dtype
 from kandinsky5.errors import CheckpointError
+from kandinsky5.model.layout import check_config
+from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.pipelines.encoder_parts import leaving_out
 from kandinsky5.pipelines.published import NETWORK_CLASS, with_our_classes
 from kandinsky5.pipelines.stored_names import clip_name, qwen_name, vae_name
 from kandinsky5.prompts import TEMPLATE_NAMES
@@ -167,18 +170,11 @@ def _check_model(name: str, folder: Path, variant: str | None) -> CheckedModel:
     """Hold a library's model to its config."""
     kind, file = KINDS[name], folder / "config.json"
     config = read_object(file)
-    in_variant = variant is not None and next(folder.glob(f"*.{variant}*"), None) is not None
-    stored = read_weights(folder, kind.library, variant if in_variant else None)
+    stored = stored_weights(folder, kind.library, variant)
     _check_sizes(config, len(stored), file)
     if name == "vae":
         _check_vae(config, file)
-    try:
-        with torch.device("meta"):
-            model = _build(kind, config)
-    except Exception as error:  # whatever a lying config leads to
-        raise CheckpointError(
-            f"{file} describes no {kind.model.__name__} that can be built: {reason(error)}"
-        ) from error
+    model = _empty(kind, config, file)
     expected = {kind.current_name(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     for tied in _tied(model):
         expected.pop(kind.current_name(tied), None)
@@ -196,6 +192,55 @@ def _check_model(name: str, folder: Path, variant: str | None) -> CheckedModel:
         folder,
     )
     return CheckedModel(tensors=renamed, dtype=common_dtype(stored), is_packed=False)
+
+
+def empty_network(folder: Path, variant: str | None = None) -> Kandinsky5Transformer3DModel:
+    """The network of a folder's config without storage. Raises CheckpointError for a config that cannot be built."""
+    file = folder / Kandinsky5Transformer3DModel.config_name
+    config = read_object(file)
+    check_config(config, stored_weights(folder, "diffusers", variant), file)
+    config.pop("quantization_config", None)
+    try:
+        with torch.device("meta"):
+            return Kandinsky5Transformer3DModel.from_config(config)
+    except Exception as error:  # whatever a lying config leads to
+        raise CheckpointError(f"{file} describes no network that can be built: {reason(error)}") from error
+
+
+def empty_model(name: str, folder: Path, variant: str | None = None, *, sees: bool = False) -> nn.Module:
+    """A library's model of a folder's config without storage.
+
+    Args:
+        name: of `KINDS`.
+        folder: of the component.
+        variant: of the weight files.
+        sees: with Qwen's vision tower, which not every task loads. Its vocabulary projection is left out.
+
+    Raises:
+        CheckpointError: a config that cannot be built.
+    """
+    kind, file = KINDS[name], folder / "config.json"
+    config = read_object(file)
+    _check_sizes(config, len(stored_weights(folder, kind.library, variant)), file)
+    config.pop("quantization_config", None)
+    with leaving_out(["head"] if sees else ["head", "vision"]):
+        return _empty(kind, config, file)
+
+
+def stored_weights(folder: Path, library: Library, variant: str | None) -> Mapping[str, StoredTensor]:
+    """The tensors of a component's files: of a variant, or without it where there is none."""
+    in_variant = variant is not None and next(folder.glob(f"*.{variant}*"), None) is not None
+    return read_weights(folder, library, variant if in_variant else None)
+
+
+def _empty(kind: ModelKind, config: dict[str, Any], file: Path) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return _build(kind, config)
+    except Exception as error:  # whatever a lying config leads to
+        raise CheckpointError(
+            f"{file} describes no {kind.model.__name__} that can be built: {reason(error)}"
+        ) from error
 
 
 def _build(kind: ModelKind, config: dict[str, Any]) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import Tensor
 from kandinsky5.checkpoint.finite import is_finite
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
 from kandinsky5.errors import CheckpointError, RequestError
-from kandinsky5.streaming.unit import ALIGNMENT, Leaf, Unit
+from kandinsky5.streaming.unit import Leaf, Unit
 
 READERS: Final = 4
 """Threads that read a unit's bytes; one thread copies from the page cache at a third of what a link carries."""
@@ -46,26 +46,16 @@ class _Pages(mmap.mmap):
 
 
 class HostBytes:
-    """Units in one piece of host memory, page-locked where the device is one that copies from it.
+    """Units in host memory, each in one piece, page-locked where the device is one that copies from it.
 
     The memory is of exactly the size it must have: torch's own page-locked memory comes in powers of two. The units'
     tensors rest in it, so that reading and writing them (saving, fusing adapters) works.
     """
 
     def __init__(self, units: Sequence[Unit], *, lock: bool):
-        starts, size = [], 0
-        for unit in units:
-            starts.append(size)
-            size += -(-unit.nbytes // ALIGNMENT) * ALIGNMENT
-        self.nbytes = size
-        self.is_locked = lock
-        self._all = exact_memory(size, lock=lock)
-        self._runs = {
-            id(unit): self._all[start : start + unit.nbytes]
-            for unit, start in zip(units, starts, strict=True)
-        }
-        for unit in units:
-            run = self._runs[id(unit)]
+        self._runs: dict[int, Tensor] = {}
+        for unit in units:  # one after the other, so that never more than one is there twice
+            run = self._runs[id(unit)] = exact_memory(unit.nbytes, lock=lock)
             for leaf in unit.leaves:
                 leaf.view(run).copy_(leaf.tensor)
             unit.rest_in(run)

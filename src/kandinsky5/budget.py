@@ -1,0 +1,48 @@
+"""How much memory a pipeline may take, and what for: the words of `--memory` as a record.
+
+In: "8GB" or "auto", and the largest request that is expected. Out: a `Budget`. Refuses to know: what is free or fits.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final, Self
+
+from kandinsky5.errors import RequestError
+
+UNITS: Final = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the planner may count on.
+
+    device_bytes: of the device, libraries and all; None is what is free.
+    width, height: pixels of the largest picture; None is the model's own size.
+    pictures: drawn at once.
+    """
+
+    device_bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    pictures: int = 1
+
+    @classmethod
+    def of(
+        cls, memory: str, *, width: int | None = None, height: int | None = None, pictures: int = 1
+    ) -> Self:
+        """The budget that a text such as "8GB", "7.5 GiB" or "auto" names.
+
+        Raises:
+            RequestError: a text that is no amount.
+        """
+        amount = None if memory.strip().lower() == "auto" else _amount(memory)
+        return cls(device_bytes=amount, width=width, height=height, pictures=pictures)
+
+
+def _amount(text: str) -> int:
+    match = AMOUNT.fullmatch(text.strip())
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) <= 0:
+        raise RequestError(f"memory={text!r} is no amount: say 8GB, 7.5GB, 6GiB, 800MB, or auto.")
+    return round(float(match[1]) * unit)

@@ -1,0 +1,196 @@
+"""What a computation needs besides weights: the same code, run without storage, while its tensors are counted.
+
+Comes in: components on the meta device and the sizes of a request. Goes out: bytes at the peak of each stage. What
+libraries take for themselves (workspaces) is not seen here. Refuses to know: weights' places.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kandinsky5.latents import TILE
+from kandinsky5.model.fast import TABLE_BYTES, FastPath
+from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+
+CONVOLUTIONS: Final = 1.8
+"""Peak of the autoencoder on a GPU over what its tensors take: cuDNN's workspaces. From 2.8 GiB measured on an H200 at
+1024 x 1024 in bfloat16, weights included, against 1.5 GiB counted here."""
+
+LIBRARIES: Final = 150 * 10**6
+"""Bytes of cuBLAS's workspaces and of fragments, on CUDA."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Bytes at the peak of each stage, weights apart. `tiled` where the autoencoder works in tiles."""
+
+    encode: int
+    denoise: int
+    denoise_in_turn: int
+    source: int
+    source_tiled: int
+    decode: int
+    decode_tiled: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of a request: pixels, pictures at once, text tokens of a row, and whether a source picture is encoded."""
+
+    width: int
+    height: int
+    pictures: int
+    text_tokens: int
+    edits: bool
+
+
+class _Living(TorchDispatchMode):
+    """Counts the storage of tensors that are made, until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):  # what was there before counts as nothing
+                self._sizes.setdefault(tensor.untyped_storage()._cdata, 0)
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._let_go, key)
+
+    def _let_go(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention without its matrix of weights, as every device's kernel computes it; on meta it would be made."""
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            return torch.empty_like(args[0] if args else kwargs["query"])
+        return function(*args, **(kwargs or {}))
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """Bytes of the tensors that a function on the meta device makes and holds at once."""
+    with torch.no_grad(), _FusedAttention(), _Living() as living:
+        function()
+    return living.peak
+
+
+def needs_of(network: Any, encoder: Any, vae: Any, sizes: Sizes, dtype: torch.dtype, *, fast: bool) -> Needs:
+    """What a request needs, in each stage.
+
+    Args:
+        network, encoder, vae: on the meta device, or at least their configs.
+        sizes: of the request.
+        dtype: that everything runs in.
+        fast: the network has a fast path.
+    """
+    rows = 2 * sizes.pictures
+    decode = _vae_bytes(vae, "decode", sizes.width, sizes.height, dtype) * sizes.pictures
+    source = _vae_bytes(vae, "encode", sizes.width, sizes.height, dtype) if sizes.edits else 0
+    pixels = 3 * sizes.width * sizes.height * dtype.itemsize * sizes.pictures
+    side = min(TILE, sizes.width), min(TILE, sizes.height)
+    return Needs(
+        encode=_text_bytes(encoder.config, rows, sizes.text_tokens, dtype),
+        denoise=_network_bytes(network, sizes, rows, dtype, fast=fast),
+        denoise_in_turn=_network_bytes(network, sizes, sizes.pictures, dtype, fast=fast),
+        source=source,
+        source_tiled=_vae_bytes(vae, "encode", *side, dtype) + pixels if sizes.edits else 0,
+        decode=decode,
+        # The tiles are put together from twice the picture's pixels in decoded tiles.
+        decode_tiled=_vae_bytes(vae, "decode", *side, dtype) + 3 * pixels,
+    )
+
+
+def _network_bytes(network: Any, sizes: Sizes, rows: int, dtype: torch.dtype, *, fast: bool) -> int:
+    """A forward of `rows` rows: two blocks stand for all, since each lets go of what it needed."""
+    config = dict(network.config)
+    cells = sizes.height // 8, sizes.width // 8
+    bytes_ = _forward_bytes(_short(tuple(sorted(_hashable(config).items())), dtype), rows, cells, sizes, fast)
+    return bytes_ + (min(TABLE_BYTES, _table_bytes(config, rows)) if fast else 0)
+
+
+def _forward_bytes(network: Any, rows: int, cells: tuple[int, int], sizes: Sizes, fast: bool) -> int:
+    network.fast_path = FastPath() if fast else None
+    channels, dtype = network.input_channels, next(network.parameters()).dtype
+    meta = torch.device("meta")
+    patches = [n // p for n, p in zip((1, *cells), network.config.patch_size, strict=True)]
+
+    def forward() -> None:
+        network(
+            hidden_states=torch.empty(rows, 1, *cells, channels, device=meta),
+            encoder_hidden_states=torch.empty(
+                rows, sizes.text_tokens, network.config.in_text_dim, device=meta, dtype=dtype
+            ),
+            timestep=torch.full((rows,), 500.0),
+            pooled_projections=torch.empty(rows, network.config.in_text_dim2, device=meta, dtype=dtype),
+            visual_rope_pos=[torch.arange(n, device=meta) for n in patches],
+            text_rope_pos=torch.arange(sizes.text_tokens, device=meta),
+            encoder_attention_mask=torch.ones(rows, sizes.text_tokens, dtype=torch.bool, device=meta),
+        )
+
+    return peak_bytes(forward)
+
+
+@lru_cache(maxsize=4)
+def _short(config: tuple[tuple[str, Any], ...], dtype: torch.dtype) -> nn.Module:
+    fields = {name: value for name, value in config if not name.startswith("_")}
+    with torch.device("meta"):
+        network = Kandinsky5Transformer3DModel(**{**fields, "num_visual_blocks": 2, "num_text_blocks": 1})
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return network.eval().requires_grad_(False)
+
+
+def _hashable(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+
+
+def _table_bytes(config: dict[str, Any], rows: int) -> int:
+    """Of the fast path's table for one step, at least."""
+    return rows * config["num_visual_blocks"] * 9 * config["model_dim"] * torch.float32.itemsize * 27
+
+
+def _vae_bytes(vae: Any, way: str, width: int, height: int, dtype: torch.dtype) -> int:
+    """Of one picture."""
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    if way == "decode":
+        shape: tuple[int, ...] = (1, vae.config.latent_channels, height // scale, width // scale)
+    else:
+        shape = (1, 3, height, width)
+    weights = next(vae.parameters()).dtype
+    given = torch.empty(shape, device="meta", dtype=weights)
+    counted = peak_bytes(lambda: getattr(vae, way)(given, return_dict=False))
+    return counted * dtype.itemsize // weights.itemsize
+
+
+def _text_bytes(config: Any, rows: int, tokens: int, dtype: torch.dtype) -> int:
+    """Qwen's states after each layer, which it is asked for, and a layer's own tensors at their widest."""
+    text = getattr(config, "text_config", config)
+    states = (text.num_hidden_layers + 1) * text.hidden_size
+    widest = 3 * text.intermediate_size + 6 * text.hidden_size
+    return rows * tokens * (states + widest) * dtype.itemsize

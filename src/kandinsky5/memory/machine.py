@@ -1,0 +1,116 @@
+"""What a machine has: memory that is free, and how fast bytes and products go.
+
+Comes in: a device and a budget. Goes out: a `Machine`. Speeds are measured in some hundredths of a second; they decide
+between plans, and no plan depends on them for being right. Refuses to know: models.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from kandinsky5.budget import Budget
+from kandinsky5.errors import RequestError
+from kandinsky5.model.scaled import why_no_float8_products
+from kandinsky5.placement import free_memory
+
+logger = logging.getLogger(__name__)
+
+CONTEXT: Final = 700 * 10**6
+"""Bytes of a CUDA device that its context and libraries take, beside what torch allocates."""
+
+SLACK: Final = 0.97
+"""Of memory that is said to be free, what is planned with."""
+
+DISK_SPEED: Final = 3e9
+"""Bytes a second of a solid-state disk; not measured, since a file may be in the page cache or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What plans may use.
+
+    device: where everything is computed.
+    device_bytes: for weights and activations there. On the CPU that is host memory, and all there is.
+    host_bytes: for weights that wait on the host; on the CPU the same memory.
+    link: bytes a second from host to device.
+    disk: bytes a second from a file.
+    products: multiplications and additions a second in the dtype of the run, each counted.
+    float8: whether the device multiplies float8.
+    """
+
+    device: torch.device
+    device_bytes: int
+    host_bytes: int
+    link: float
+    disk: float = DISK_SPEED
+    products: float
+    float8: bool = False
+
+
+def this_machine(device: torch.device, dtype: torch.dtype, budget: Budget) -> Machine:
+    """This machine as far as a budget allows.
+
+    Raises:
+        RequestError: a device that nothing can be streamed to.
+    """
+    if device.type not in ("cuda", "cpu"):
+        raise RequestError(f"memory= is for CUDA devices and the CPU; on {device.type} leave it out.")
+    free = free_memory(device)
+    host = free_memory(torch.device("cpu")) or 0
+    asked = budget.device_bytes
+    if asked is not None and device.type == "cuda":
+        asked = max(0, asked - CONTEXT)
+    elif asked is not None:
+        asked = max(0, asked - anonymous_bytes())
+    known = [amount for amount in (asked, None if free is None else int(free * SLACK)) if amount is not None]
+    link, products = _speeds(device, dtype)
+    return Machine(
+        device=device,
+        device_bytes=min(known, default=0),
+        host_bytes=int(host * SLACK),
+        link=link,
+        products=products,
+        float8=why_no_float8_products(device, dtype) is None,
+    )
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is no file's; 0 where nobody says."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon")), 0)
+
+
+@lru_cache(maxsize=8)
+def _speeds(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """(bytes a second to the device, operations a second), each the best of three."""
+    rows, width, wide = (2048, 2560, 10240) if device.type == "cuda" else (128, 1024, 1024)
+    x, y = (
+        torch.randn(rows, width, device=device, dtype=dtype),
+        torch.randn(width, wide, device=device, dtype=dtype),
+    )
+    source = torch.empty(32 * 2**20, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    target = torch.empty_like(source, device=device)
+    copy = min(_seconds(lambda: target.copy_(source, non_blocking=True), device) for _ in range(4))
+    product = min(_seconds(lambda: x @ y, device) for _ in range(4))
+    link, products = source.nbytes / copy, 2 * rows * width * wide / product
+    logger.info("%s: %.1f GB/s to it, %.1f TFLOP/s", device, link / 1e9, products / 1e12)
+    return link, products
+
+
+def _seconds(function: object, device: torch.device) -> float:
+    assert callable(function)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,236 @@
+"""A plan carried out: a folder loaded in the plan's formats, each piece put where the plan says.
+
+Comes in: a folder, a budget. Goes out: a pipeline that knows its plan. Refuses to know: how plans are compared.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import PipelineQuantizationConfig
+from torch import nn
+
+from kandinsky5.budget import Budget
+from kandinsky5.checkpoint.finite import postponed
+from kandinsky5.checkpoint.safetensors_header import StoredTensor
+from kandinsky5.errors import RequestError
+from kandinsky5.latents import use_tiles
+from kandinsky5.memory.activations import Needs, Sizes, needs_of
+from kandinsky5.memory.formats import FORMATS, PLAIN, config, why_not
+from kandinsky5.memory.groups import Place, groups_of, table_of
+from kandinsky5.memory.machine import Machine, this_machine
+from kandinsky5.memory.parts import COMPONENTS, Model, model_of, narrow
+from kandinsky5.memory.plan import Origin, Plan
+from kandinsky5.memory.planner import Choice, choose
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.pipelines.folder import stored_tensors, stored_weights
+from kandinsky5.placement import use_mode
+from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, Unit, look_up_on_host, settle
+
+logger = logging.getLogger(__name__)
+
+TEXT_TOKENS = 512
+EDIT_TOKENS = 1024
+"""Text tokens of a row that are planned for: the limits of the engine's own requests."""
+
+Pipeline = type[Kandinsky5T2IPipeline] | type[Kandinsky5I2IPipeline]
+
+
+def plan_for(
+    folder: Path,
+    budget: Budget,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    edits: bool = False,
+    variant: str | None = None,
+    machine: Machine | None = None,
+) -> Plan:
+    """The plan for a folder on this machine.
+
+    Args:
+        folder: in the published layout.
+        budget: memory, and the largest request.
+        device, dtype: where it runs, and in what.
+        edits: source pictures come with the requests.
+        variant: of the weight files.
+        machine: what there is; measured by default.
+
+    Raises:
+        CapacityError: no plan fits.
+        CheckpointError: configs that are missing or cannot be built.
+        RequestError: a device that is planned for nowhere, or weights in a packing that is not known here.
+    """
+    model = model_of(folder, dtype, variant, sees=edits)
+    machine = machine or this_machine(device, dtype, budget)
+    choice = choice_of(model, device)
+    sizes = _sizes(model, budget, edits)
+    fast = device.type == "cuda"
+
+    def needs(of: Sizes) -> Needs:
+        network, encoder, vae = (model.components[name] for name in ("transformer", "text_encoder", "vae"))
+        return needs_of(network, encoder, vae, of, dtype, fast=fast)
+
+    return choose(choice, machine, sizes, needs)
+
+
+def load_planned(
+    pipeline_class: Pipeline,
+    folder: Path,
+    plan: Plan,
+    *,
+    dtype: torch.dtype,
+    variant: str | None = None,
+    **components: Any,
+) -> Any:
+    """The pipeline of a folder, placed.
+
+    Raises:
+        As `from_pretrained`, and CapacityError where the device or the host has less room than was planned with.
+    """
+    model = model_of(folder, dtype, variant, sees=plan.edits)
+    packing = {
+        name: config(form, name)
+        for name, form in (("transformer", plan.network), ("text_encoder", plan.encoder))
+        if form != PLAIN and model.stored[name] == PLAIN
+    }
+    arguments: dict[str, Any] = dict(components)
+    if packing:
+        arguments["quantization_config"] = PipelineQuantizationConfig(quant_mapping=packing)
+    # The network without a dtype keeps what it is stored in; with one, modulation would be widened to float32.
+    as_stored = (
+        "transformer" in packing or model.stored["transformer"] != PLAIN or "transformer" in model.mapped
+    )
+    arguments["dtype"] = {"transformer": None if as_stored else dtype, "default": dtype}
+    late = [name for name in ("transformer", "text_encoder") if _origin(plan, name) == "disk"]
+    with postponed() if late else ExitStack():
+        pipeline = pipeline_class.from_pretrained(str(folder), variant=variant, **arguments)
+    if model.is_narrow:
+        narrow(pipeline.transformer, dtype)
+    place(pipeline, plan, folder=folder, variant=variant)
+    return pipeline
+
+
+def place(pipeline: Any, plan: Plan, *, folder: Path | None = None, variant: str | None = None) -> None:
+    """Put a loaded pipeline's pieces where a plan says. A placed pipeline is not placed again.
+
+    Args:
+        pipeline: its components on the host, in the plan's formats.
+        plan: what to do.
+        folder: whose files are read; needed where something streams from disk.
+        variant: of the files.
+
+    Raises:
+        RequestError: something streams from disk, and there is no folder; or the pipeline is placed already.
+    """
+    if pipeline.plan is not None:
+        raise RequestError("This pipeline is placed by a plan already; load it again for another.")
+    device = torch.device(plan.device)
+    if plan.network == "fp8":
+        use_mode(pipeline.transformer, "fp8", device=device)
+    for name in COMPONENTS:
+        module = getattr(pipeline, name)
+        if module is not None:
+            _place_one(name, module, plan, device, lambda name=name: _stored(name, folder, variant))
+    if plan.tile is not None:
+        use_tiles(pipeline.vae, plan.tile)
+    pipeline.batched_guidance = plan.batched_guidance
+    pipeline.plan = plan
+    logger.info("plan: %s", plan)
+
+
+def choice_of(model: Model, device: torch.device) -> Choice:
+    """What a planner can choose from, for a model on a device."""
+    formats: dict[str, Sequence[str]] = {}
+    parts = {(name, PLAIN): model.part(name, PLAIN) for name in COMPONENTS}
+    for name in ("transformer", "text_encoder"):
+        stored = model.stored[name]
+        if stored is None:
+            raise RequestError(
+                f"The {name} is packed in a way that no plan knows; load it without memory=, or in one of "
+                f"{', '.join(FORMATS)}."
+            )
+        formats[name] = [stored] if stored != PLAIN else [f for f in FORMATS if _can_be_had(f, name, device)]
+        parts |= {(name, form): model.part(name, form) for form in formats[name]}
+    return Choice(parts=parts, formats=formats, mapped=model.mapped)
+
+
+def _can_be_had(form: str, component: str, device: torch.device) -> bool:
+    """On the CPU nothing is packed on the way: it is no faster there, and files need no memory."""
+    if form == PLAIN:
+        return True
+    if device.type == "cpu" or (form == "fp8" and component != "transformer"):
+        return False
+    return why_not(form, component) is None
+
+
+def _sizes(model: Model, budget: Budget, edits: bool) -> Sizes:
+    side = model.components["vae"].config.sample_size
+    width, height = (side, side) if isinstance(side, int) else (side[1], side[0])
+    return Sizes(
+        width=budget.width or width,
+        height=budget.height or height,
+        pictures=budget.pictures,
+        text_tokens=EDIT_TOKENS if edits else TEXT_TOKENS,
+        edits=edits,
+    )
+
+
+def _origin(plan: Plan, component: str) -> Origin:
+    return plan.network_origin if component == "transformer" else plan.encoder_origin
+
+
+def _place_one(name: str, module: nn.Module, plan: Plan, device: torch.device, stored: Any) -> None:
+    """One component: conveyors for the groups that stream, the device for the rest."""
+    groups = groups_of(name, module)
+    streams: list[tuple[Sequence[Place], Origin, int]] = []
+    if name == "transformer":
+        streams.append((groups["blocks"][plan.resident_blocks :], plan.network_origin, plan.slots))
+        if plan.small_stream:
+            streams += [(groups[group], plan.network_origin, 2) for group in ("modulation", "text")]
+    elif name == "text_encoder" and plan.encoder_origin != "device":
+        streams.append((groups["layers"], plan.encoder_origin, plan.slots))
+        streams.append((groups.get("vision", ()), plan.encoder_origin, 2))
+    elif name == "text_encoder_2" and plan.small_stream:
+        streams.append((groups["whole"], "host", 1))
+    table = table_of(name, module) if device.type != "cpu" else None
+    if table is not None:
+        look_up_on_host(table, device)
+    streamed = [place for places, _, _ in streams for place in places]
+    stays = [place.module for places in groups.values() for place in places if place not in streamed]
+    elsewhere = [place.module for place in streamed] + ([table] if table is not None else [])
+    for places, origin, slots in streams:
+        if places:
+            _convey(name, places, origin, slots, device, stored)
+    settle(module, device, without=elsewhere)
+    for part in stays:  # a unit of its own inside one that streams
+        settle(part, device)
+
+
+def _convey(
+    name: str, places: Sequence[Place], origin: Origin, slots: int, device: torch.device, stored: Any
+) -> None:
+    units = [Unit(f"{name}.{place.path}", place.module, without=place.without) for place in places]
+    source: HostBytes | FileBytes
+    if origin == "host":
+        source = HostBytes(units, lock=device.type == "cuda")
+    else:
+        tensors: Mapping[str, StoredTensor] = stored()
+        source = FileBytes(
+            {
+                unit: {leaf.name: tensors[f"{place.path}.{leaf.name}"] for leaf in unit.leaves}
+                for unit, place in zip(units, places, strict=True)
+            }
+        )
+    Conveyor(units, source, device=device, slots=slots)
+
+
+def _stored(name: str, folder: Path | None, variant: str | None) -> Mapping[str, StoredTensor]:
+    if folder is None:
+        raise RequestError("This plan streams from disk, and there is no folder to read.")
+    if name == "transformer":
+        return stored_weights(folder / name, "diffusers", variant)
+    return stored_tensors(name, folder, variant)
