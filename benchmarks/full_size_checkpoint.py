@@ -22,6 +22,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import kandinsky5
+from kandinsky5.memory.published import CLIP, NETWORK, TEXT, VAE, VISION
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 
 EMBEDDED = Path(kandinsky5.__file__).parent / "demo" / "weights"
@@ -30,31 +31,6 @@ BLOCK = 2**24
 
 WRITERS = 8
 
-NETWORK = {
-    "in_visual_dim": 16, "out_visual_dim": 16, "in_text_dim": 3584, "in_text_dim2": 768, "time_dim": 512,
-    "patch_size": (1, 2, 2), "model_dim": 2560, "ff_dim": 10240, "num_text_blocks": 2, "num_visual_blocks": 50,
-    "axes_dims": (32, 48, 48), "visual_cond": False,
-}  # fmt: skip
-TEXT = {
-    "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-    "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 128000,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    "tie_word_embeddings": False,
-}  # fmt: skip
-VISION = {
-    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
-    "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-}  # fmt: skip
-CLIP = {
-    "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "projection_dim": 768,
-}  # fmt: skip
-VAE = {
-    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16, "sample_size": 1024,
-    "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-}  # fmt: skip
 SHRINK = {
     "network": {"in_text_dim": 64, "in_text_dim2": 48, "time_dim": 16, "model_dim": 64, "ff_dim": 96,
                 "num_visual_blocks": 2, "axes_dims": (8, 12, 12)},

@@ -287,7 +287,16 @@ class Engine:
             "python": platform.python_version(),
             "device": self._device().type,
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
+            **self._plan(),
         }
+
+    def _plan(self) -> Mapping[str, str]:
+        """What of a plan can change bytes."""
+        plan = self.pipeline.plan
+        if plan is None:
+            return {}
+        tiles = {} if plan.tile is None else {"tile": str(plan.tile)}
+        return {"network_weights": plan.network, "encoder_weights": plan.encoder, **tiles}
 
 
 def _peft_name(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kandinsky5.budget import Budget
 from kandinsky5.cli.app import run
 from kandinsky5.engine import OnStep
 from kandinsky5.pictures import fit_picture
@@ -110,10 +111,14 @@ class CommandLine:
     engine: PlainEngine = field(default_factory=PlainEngine)
     opened: list[tuple[str, str, str]] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
+    budgets: list[Budget | None] = field(default_factory=list)
 
-    def open(self, model: str, device: str, dtype: str, task: Task) -> PlainEngine:
+    def open(
+        self, model: str, device: str, dtype: str, task: Task, budget: Budget | None = None
+    ) -> PlainEngine:
         self.opened.append((model, device, dtype))
         self.tasks.append(task)
+        self.budgets.append(budget)
         return self.engine
 
     def __call__(self, *arguments: str, stdin: bytes = b"") -> Outcome:

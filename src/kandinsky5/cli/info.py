@@ -12,7 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from kandinsky5.budget import Budget
 from kandinsky5.cli import options
+from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.geometry import parse_size
 from kandinsky5.variants import VARIANTS, Variant, embedded_folder
 from kandinsky5.version import __version__
 
@@ -22,14 +25,18 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", 
 def info(
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
+    memory: options.Memory = None,
+    size: options.Size = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print versions, devices, kernels, the models known, and where a model would run with these options."""
-    facts = describe(device, dtype.value)
+    """Print versions, devices, kernels, the models known, and where and how a model would run with these options."""
+    width, height = parse_size(size) if size is not None else (None, None)
+    budget = Budget.of(memory or "auto", width=width, height=height)
+    facts = describe(device, dtype.value, budget)
     typer.echo(json.dumps(facts) if as_json else _as_text(facts))
 
 
-def describe(device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+def describe(device: str = "auto", precision: str = "auto", budget: Budget | None = None) -> dict[str, Any]:
     """Everything `info` prints, as a JSON object. Imports torch, downloads nothing."""
     from kandinsky5.placement import MODES, free_memory, resolve_device, resolve_dtype, resolve_mode
 
@@ -51,6 +58,7 @@ def describe(device: str = "auto", precision: str = "auto") -> dict[str, Any]:
         "attention": _attention_backend(),
         "kernels": "eager",
         "modes": [asdict(resolve_mode(name, chosen, dtype)) for name in MODES],
+        "plans": _plans(chosen, dtype, budget or Budget()),
         "models": _models(),
     }
 
@@ -90,6 +98,23 @@ def _attention_backend() -> str:
     return str(DIFFUSERS_ATTN_BACKEND)
 
 
+def _plans(device: Any, dtype: Any, budget: Budget) -> list[dict[str, Any]]:
+    """What `--memory` would do with the models of the published size: a plan, or why there is none."""
+    from kandinsky5.memory import plan_for_model
+    from kandinsky5.memory.published import published_model
+
+    plans = []
+    for task in ("text-to-image", "editing"):
+        edits = task == "editing"
+        try:
+            model = published_model(dtype, edits=edits)
+            plan = plan_for_model(model, budget, device=device, dtype=dtype, edits=edits)
+            plans.append({"task": task, "plan": plan.to_dict(), "lines": plan.lines})
+        except (CapacityError, RequestError) as error:
+            plans.append({"task": task, "plan": None, "lines": [str(error)]})
+    return plans
+
+
 def _models() -> list[dict[str, Any]]:
     """The known checkpoints, and whether all files of one are here."""
     from kandinsky5.hub import cached
@@ -124,6 +149,9 @@ def _as_text(facts: dict[str, Any]) -> str:
     lines.append(f"{'attention':<16} {facts['attention']}")
     lines.append(f"{'kernels':<16} {facts['kernels']}")
     lines += [_mode_line(mode) for mode in facts["modes"]]
+    for entry in facts["plans"]:
+        lines += ["", f"--memory for a published model, {entry['task']}"]
+        lines += [f"  {line}" for line in entry["lines"]]
     lines.append("")
     for model in facts["models"]:
         size = f"{model['size'][0]}x{model['size'][1]}"

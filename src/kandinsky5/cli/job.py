@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from kandinsky5.cli.adapters import ChosenLora
+from kandinsky5.budget import Budget
 from kandinsky5.cli.hints import hints_for
 from kandinsky5.cli.picturefile import write_picture
 from kandinsky5.cli.progress import drawing, waiting
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from kandinsky5.engine import Engine
     from kandinsky5.records import GeneratedImage
 
-OpenEngine = Callable[[str, str, str, Task], "Engine"]
-"""(model, device, dtype, task) -> an engine that draws."""
+OpenEngine = Callable[..., "Engine"]
+"""(model, device, dtype, task, budget) -> an engine that draws; as `opening.open_engine`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Job:
     model: str
     device: str
     dtype: str
+    budget: Budget | None
     format: PictureFormat
     quality: int | None
     overwrite: bool
@@ -97,6 +99,7 @@ def plan(
     quality: int | None,
     overwrite: bool,
     compare: bool = False,
+    memory: str | None = None,
     **rest: Any,
 ) -> Job:
     """The job of these requests, whose seeds are chosen; `rest` are its other fields.
@@ -111,12 +114,20 @@ def plan(
     return Job(
         requests=requests,
         paths=plan_paths(requests, output, chosen, overwrite=overwrite, compare=compare),
+        budget=None if memory is None else _budget(memory, requests),
         format=chosen,
         quality=quality,
         overwrite=overwrite,
         compare=compare,
         **rest,
     )
+
+
+def _budget(memory: str, requests: Sequence[ImageRequest]) -> Budget:
+    """The memory of `--memory`, for the largest of the requests."""
+    largest = max(requests, key=lambda request: (request.width or 0) * (request.height or 0))
+    count = max(request.count for request in requests)
+    return Budget.of(memory, width=largest.width, height=largest.height, pictures=count)
 
 
 def draw(job: Job, opener: OpenEngine) -> None:
@@ -127,7 +138,7 @@ def draw(job: Job, opener: OpenEngine) -> None:
         quieten_client(bars=True)
     # A download shows bars of its own, with better estimates than a spinner.
     with waiting(console, f"Loading {model.name}", shown=not job.quiet and model.hub_id is None):
-        engine = opener(job.model, job.device, job.dtype, job.task)
+        engine = opener(job.model, job.device, job.dtype, job.task, job.budget)
         for lora in job.loras:
             engine.add_lora(lora.name, lora.source)
     source = job.source.picture if job.source is not None else None

@@ -1,6 +1,6 @@
 """From the words `--model`, `--device` and `--precision` to an engine.
 
-In: the three options. Out: an `Engine`, or one for each task. Torch is imported here and not earlier. Refuses to know:
+In: the options. Out: an `Engine`, or one for each task. Torch is imported here and not earlier. Refuses to know:
 requests, pictures.
 """
 
@@ -8,6 +8,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from kandinsky5.budget import Budget
 from kandinsky5.checkpoint.document import read_object
 from kandinsky5.errors import CapacityError
 from kandinsky5.prompts import Task
@@ -26,8 +27,14 @@ def quieten_imports() -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
-def open_engine(model: str, device: str, dtype: str, task: Task = "text-to-image") -> "Engine":
-    """Load a model for a task and put an engine around it.
+def open_engine(
+    model: str,
+    device: str,
+    dtype: str,
+    task: Task = "text-to-image",
+    budget: Budget | None = None,
+) -> "Engine":
+    """Load a model for a task, within a budget of memory if there is one, and put an engine around it.
 
     Raises RequestError for options that name nothing, CheckpointError for files that cannot be read, CapacityError
     when the device has no room.
@@ -48,24 +55,24 @@ def open_engine(model: str, device: str, dtype: str, task: Task = "text-to-image
     from kandinsky5.placement import is_out_of_memory
 
     try:
-        pipeline = load_pipeline(model, device=device, dtype=dtype, task=task)
+        pipeline = load_pipeline(model, device=device, dtype=dtype, task=task, budget=budget)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise CapacityError(
-            f"{source.name} does not fit into the memory of device {device}; try --precision bf16, or --device cpu."
+            f"{source.name} does not fit into the memory of device {device}; try --memory auto, --precision bf16, or --device cpu."
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return Engine(pipeline, source=source.name)
 
 
-def open_engines(model: str, device: str, dtype: str) -> "dict[Task, Engine]":
+def open_engines(model: str, device: str, dtype: str, budget: Budget | None = None) -> "dict[Task, Engine]":
     """An engine for each task that a model can do, over one set of weights. Raises as `open_engine` does."""
     if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
         quieten_imports()
     if not _edits(resolve_model(model)):
-        return {"text-to-image": open_engine(model, device, dtype)}
-    editing = open_engine(model, device, dtype, "editing")
+        return {"text-to-image": open_engine(model, device, dtype, budget=budget)}
+    editing = open_engine(model, device, dtype, "editing", budget)
     from kandinsky5.engine import Engine
     from kandinsky5.pipelines import Kandinsky5T2IPipeline
 

@@ -104,6 +104,15 @@ Loras = Annotated[
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[Precision, Option("--precision", help="Dtype the weights are run in.")]
+Memory = Annotated[
+    str | None,
+    Option(
+        metavar="8GB|auto",
+        help="Memory of the device that may be used; auto is what is free. What does not fit is packed or streamed. "
+        "Default: all of the model on the device.",
+        show_default=False,
+    ),
+]
 Format = Annotated[PictureFormat | None, Option("--format", help="Default: by the suffix of -o, else png.")]
 Quality = Annotated[int | None, Option(min=1, max=100, help="Of jpg and webp. Default: 92.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace files that are there.")]

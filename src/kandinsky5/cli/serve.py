@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from typer import Option
 
+from kandinsky5.budget import Budget
 from kandinsky5.cli import options
 from kandinsky5.cli.extras import require_extra
 from kandinsky5.cli.opening import open_engines
@@ -69,6 +70,7 @@ def serve(
     port: Port = 8000,
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
+    memory: options.Memory = None,
     api_keys: ApiKeys = None,
     max_batch: MaxBatch = 4,
     max_queue: MaxQueue = 64,
@@ -117,14 +119,17 @@ def serve(
         drawing=max_batch,
         seconds=timeout,
     )
-    opener = partial(_open_in_worker, model or EMBEDDED, device, dtype.value, log_format)
+    budget = None if memory is None else Budget.of(memory, pictures=max_batch)
+    opener = partial(_open_in_worker, model or EMBEDDED, device, dtype.value, log_format, budget)
     run(opener, settings, limits, host=host, port=port, say=typer.echo)
 
 
-def _open_in_worker(model: str, device: str, dtype: str, log_format: LogFormat) -> "dict[Task, Engine]":
+def _open_in_worker(
+    model: str, device: str, dtype: str, log_format: LogFormat, budget: Budget | None
+) -> "dict[Task, Engine]":
     """`open_engines`, in the worker process, whose log looks like the server's."""
     _log_to_standard_error(log_format)
-    return open_engines(model, device, dtype)
+    return open_engines(model, device, dtype, budget)
 
 
 def _log_to_standard_error(log_format: LogFormat) -> None:

@@ -5,8 +5,18 @@ these `planner` chooses a `Plan`, and `placing` carries it out. `packing` writes
 """
 
 from kandinsky5.memory.machine import Machine, this_machine
-from kandinsky5.memory.placing import load_planned, place, plan_for
+from kandinsky5.memory.placing import load_planned, place, plan_for, plan_for_model
 from kandinsky5.memory.plan import Plan
 from kandinsky5.memory.planner import choose, plans
 
-__all__ = ["Machine", "Plan", "choose", "load_planned", "place", "plan_for", "plans", "this_machine"]
+__all__ = [
+    "Machine",
+    "Plan",
+    "choose",
+    "load_planned",
+    "place",
+    "plan_for",
+    "plan_for_model",
+    "plans",
+    "this_machine",
+]

@@ -65,6 +65,19 @@ def plan_for(
         RequestError: a device that is planned for nowhere, or weights in a packing that is not known here.
     """
     model = model_of(folder, dtype, variant, sees=edits)
+    return plan_for_model(model, budget, device=device, dtype=dtype, edits=edits, machine=machine)
+
+
+def plan_for_model(
+    model: Model,
+    budget: Budget,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    edits: bool = False,
+    machine: Machine | None = None,
+) -> Plan:
+    """As `plan_for`, for a model whose sizes are known."""
     machine = machine or this_machine(device, dtype, budget)
     choice = choice_of(model, device)
     sizes = _sizes(model, budget, edits)
