@@ -23,6 +23,7 @@ from kandinsky5.cli.opening import open_engine, quieten_imports
 from kandinsky5.cli.pull import pull
 from kandinsky5.cli.serve import serve
 from kandinsky5.cli.show import show
+from kandinsky5.cli.train import train
 from kandinsky5.cli.verify import verify
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.version import __version__
@@ -61,6 +62,7 @@ app.command()(models)
 app.command()(pull)
 app.command()(verify)
 app.command()(serve)
+app.command()(train)
 app.add_typer(demo)
 
 

@@ -1,0 +1,73 @@
+"""Tensors on disk under keys that name what they depend on.
+
+In: a key's parts and a function that computes. Out: the tensors, from disk where they are there and whole. An entry
+appears by renaming a finished file, so a writer that is killed leaves no half entry, and several processes may share a
+folder. It refuses to know what is computed.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kandinsky5.checkpoint.document import reason
+from kandinsky5.errors import CheckpointError
+
+SAMPLED = 32
+"""Values of each tensor that a module is told by."""
+
+
+class TensorCache:
+    """A folder of entries, each a small safetensors file."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        """Where an entry is, or would be."""
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def __contains__(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The entry, on the CPU; None where there is none, or one that a failing disk has damaged."""
+        try:
+            return load_file(self.path(key)) if key in self else None
+        except (OSError, SafetensorError, ValueError):
+            self.path(key).unlink(missing_ok=True)
+            return None
+
+    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write an entry. Raises CheckpointError where the disk is full or cannot be written."""
+        path = self.path(key)
+        partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial)
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} cannot be written: {reason(error)}. What is in the cache is whole."
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def key_of(**parts: object) -> str:
+    """A key that differs wherever one of the parts does: SHA-256 of them as JSON, hexadecimal."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fingerprint(module: nn.Module) -> str:
+    """What tells one module's weights from another's: names, shapes, dtypes and the first values of every tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1)[:SAMPLED].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""The optimisers that libraries bring, by name, each over the same two groups of parameters.
+
+In: float32 masters and settings. Out: a torch optimiser. Nothing here knows what it updates, or when.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from kandinsky5.errors import RequestError
+
+EPS: Final = 1e-8
+Groups = list[dict[str, Any]]
+
+
+def _adamw(groups: Groups, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=EPS)
+
+
+def _adamw8bit(groups: Groups, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    _require("adamw8bit", "torchao")
+    from torchao.optim import AdamW8bit
+
+    return AdamW8bit(groups, lr=rate, betas=betas, eps=EPS)
+
+
+def _prodigy(groups: Groups, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    _require("prodigy", "prodigyopt")
+    from prodigyopt import Prodigy
+
+    return Prodigy(groups, lr=rate, betas=betas, eps=EPS, safeguard_warmup=True, use_bias_correction=True)
+
+
+def _schedule_free(groups: Groups, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    _require("schedule-free", "schedulefree")
+    from schedulefree import AdamWScheduleFree
+
+    return AdamWScheduleFree(groups, lr=rate, betas=betas, eps=EPS, foreach=False)
+
+
+OPTIMISERS: Final[Mapping[str, Callable[[Groups, float, tuple[float, float]], torch.optim.Optimizer]]] = (
+    MappingProxyType(
+        {"adamw": _adamw, "adamw8bit": _adamw8bit, "prodigy": _prodigy, "schedule-free": _schedule_free}
+    )
+)
+
+
+def make_optimiser(
+    name: str,
+    matrices: Iterable[nn.Parameter],
+    vectors: Iterable[nn.Parameter],
+    *,
+    rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """An optimiser of `OPTIMISERS`. Matrices decay, vectors do not.
+
+    Raises:
+        RequestError: a name that is none, or whose library is not here.
+    """
+    if name not in OPTIMISERS:
+        raise RequestError(f"Optimiser {name!r} is not one of {', '.join(OPTIMISERS)}.")
+    groups = [
+        {"params": list(parameters), "weight_decay": decay}
+        for parameters, decay in ((matrices, weight_decay), (vectors, 0.0))
+    ]
+    return OPTIMISERS[name]([group for group in groups if group["params"]], rate, betas)
+
+
+def switch_to_result(optimiser: torch.optim.Optimizer, on: bool) -> None:
+    """Where an optimiser learns at other weights than those it arrives at (schedule-free), go to one or the other."""
+    for change in (getattr(optimiser, "eval" if on else "train", None),):
+        if callable(change):
+            change()
+
+
+def _require(name: str, package: str) -> None:
+    if find_spec(package) is None:
+        raise RequestError(f"optimiser.name = {name!r} needs the package {package}: pip install {package}.")

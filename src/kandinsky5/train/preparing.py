@@ -1,0 +1,187 @@
+"""A model and its data before the first step: loaded, encoded, and put where they learn.
+
+In: settings. Out: pipelines whose network has learning parameters, and rows whose tensors are in the cache. It refuses
+to know steps and files of results.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import distributed, nn
+
+from kandinsky5.errors import RequestError
+from kandinsky5.loading import load_pipeline
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.placement import resolve_device
+from kandinsky5.prompts import Task
+from kandinsky5.train.data.cache import TensorCache, key_of
+from kandinsky5.train.data.encoding import Encoder, Learnable, check_flaws, held_back
+from kandinsky5.train.data.examples import Example, Flaw
+from kandinsky5.train.data.remote import examples_of
+from kandinsky5.train.data.sizes import sizes_of
+from kandinsky5.train.replicas import Replicas
+from kandinsky5.train.settings import TrainingSettings
+from kandinsky5.train.tuning.holders import ReplicatedWeights, ShardedWeights, Weights
+from kandinsky5.train.tuning.learning import learning_parameters, pack_base
+from kandinsky5.train.tuning.sharding import make_mesh, shard
+
+logger = logging.getLogger(__name__)
+
+FLAWS_FILE: Final = "left-out.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """What is trained, as pipelines that share its parts, and where and in which dtype its blocks run."""
+
+    drawing: Kandinsky5T2IPipeline
+    editing: Kandinsky5I2IPipeline | None
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def network(self) -> Any:
+        """The network of both pipelines."""
+        return self.drawing.transformer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Data:
+    """Rows to learn from, rows held back, keys of the prompts to be watched, and where all of that is kept."""
+
+    rows: Sequence[Learnable]
+    held_back: Sequence[Learnable]
+    prompts: Sequence[str]
+    flaws: Sequence[Flaw]
+    cache: TensorCache
+
+    def digest(self) -> str:
+        """What tells these rows from others: their pictures, texts and sizes, in order."""
+        return key_of(rows=[[row.picture, row.texts, row.source, row.share] for row in self.rows])
+
+
+def load_model(settings: TrainingSettings, say: Callable[[str], None]) -> Model:
+    """The pipelines, on the CPU: parts go to the device when they are needed.
+
+    Raises:
+        RequestError, CheckpointError, CapacityError: as `loading.load_pipeline`.
+    """
+    device = resolve_device(settings.model.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    dtype = torch.float32 if settings.model.base == "fp32" else torch.bfloat16
+    task: Task = "editing" if settings.model.task == "editing" else "text-to-image"
+    say(f"loading {settings.model.name}")
+    loaded = load_pipeline(
+        settings.model.name,
+        task=task,
+        device="cpu",
+        dtype="fp32" if dtype is torch.float32 else "bf16",
+    )
+    editing = loaded if isinstance(loaded, Kandinsky5I2IPipeline) else None
+    drawing = loaded if editing is None else Kandinsky5T2IPipeline.from_pipe(editing)
+    assert isinstance(drawing, Kandinsky5T2IPipeline)
+    for pipeline in (loaded, drawing):
+        pipeline.set_progress_bar_config(disable=True)
+    for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
+        getattr(drawing, name).requires_grad_(False)
+    return Model(drawing=drawing, editing=editing, device=device, dtype=dtype)
+
+
+def prepare_data(
+    model: Model, settings: TrainingSettings, base: Path, replicas: Replicas, say: Callable[[str], None]
+) -> Data:
+    """Encode what is not in the cache yet, each process its share of it.
+
+    Raises:
+        RequestError: sources that are missing, or too much of them unusable.
+        CheckpointError: the cache cannot be written.
+    """
+    output = base / settings.output
+    cache = TensorCache(base / settings.data.cache if settings.data.cache else output / "cache")
+    sizes = sizes_of(settings.data.sizes, model.drawing.resolutions)
+    encoders = (model.drawing.vae, model.drawing.text_encoder, model.drawing.text_encoder_2)
+    encoder = Encoder(model.drawing, model.editing, settings.data, sizes, cache)
+    for part in encoders:
+        part.to(model.device)
+    try:
+        mine = [
+            (number, encoder.encode(example) if isinstance(example, Example) else example)
+            for number, example in enumerate(_all_examples(settings, base))
+            if number % replicas.count == replicas.rank
+        ]
+        prompts = [encoder.text(text) for text in (*settings.watch.prompts, "")]
+    finally:
+        for part in encoders:
+            part.to("cpu")
+    found = [one for _, one in sorted(_from_all(mine, replicas), key=lambda pair: pair[0])]
+    flaws = [one for one in found if isinstance(one, Flaw)]
+    learnables = [one for one in found if isinstance(one, Learnable)]
+    if replicas.leads:
+        _list_flaws(output / FLAWS_FILE, flaws)
+    check_flaws(len(learnables), flaws, settings.data.bad_limit)
+    if flaws:
+        say(f"{len(flaws)} of {len(found)} files left out, listed in {output / FLAWS_FILE}")
+    rows, back = held_back(learnables, settings.data.validation_share)
+    if not rows:
+        raise RequestError("data.validation_share holds every picture back; there are too few of them.")
+    say(f"{len(rows)} pictures to learn from" + (f", {len(back)} held back" if back else ""))
+    return Data(rows=rows, held_back=back, prompts=prompts, flaws=flaws, cache=cache)
+
+
+def prepare_network(model: Model, settings: TrainingSettings, replicas: Replicas) -> Weights:
+    """Give the network its learning parameters, on the device, and say where their float32 masters are.
+
+    Raises:
+        RequestError: targets, a base or a number of processes that cannot be.
+    """
+    network, run = model.network, settings.run
+    weights: Weights
+    if settings.tuning.kind == "full":
+        network.float()
+        shard(network, make_mesh(model.device, run.replicas), model.dtype)
+        weights = ShardedWeights(
+            network, learning_parameters(network, settings.tuning, model.dtype, run.seed)
+        )
+    else:
+        pack_base(network, settings.model.base, model.device)
+        network.to(model.device)
+        learning = learning_parameters(network, settings.tuning, model.dtype, run.seed)
+        weights = ReplicatedWeights(learning, replicas)
+    network.train()
+    if run.checkpointing:
+        network.enable_gradient_checkpointing()
+    if run.compile:
+        network.compile_repeated_blocks()
+    return weights
+
+
+def count_parameters(network: nn.Module) -> tuple[int, int]:
+    """(learning, all) parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    return sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
+
+
+def _all_examples(settings: TrainingSettings, base: Path) -> Any:
+    for source in settings.data.sources:
+        yield from examples_of(source, base)
+
+
+def _from_all(mine: list[Any], replicas: Replicas) -> list[Any]:
+    """What all processes have, together."""
+    if replicas.count == 1:
+        return mine
+    gathered: list[Any] = [None] * replicas.count
+    distributed.all_gather_object(gathered, mine)
+    return [one for part in gathered for one in part]
+
+
+def _list_flaws(path: Path, flaws: Sequence[Flaw]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"name": flaw.name, "reason": flaw.reason}) for flaw in flaws]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

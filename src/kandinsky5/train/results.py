@@ -1,0 +1,106 @@
+"""What a run leaves: adapter files for diffusers and ComfyUI or a model folder in the published layout, and a card.
+
+In: a model whose network has the weights to be used, and settings. Out: files, each whole or not there. It refuses to
+know how the weights came about.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import distributed
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from kandinsky5.lora import LoraFormat, from_network, write_lora
+from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.train.preparing import Model
+from kandinsky5.train.settings import TrainingSettings
+from kandinsky5.train.settings_file import as_toml
+from kandinsky5.train.tuning.learning import ADAPTER
+from kandinsky5.version import __version__
+
+ADAPTER_FILES: Final[Mapping[LoraFormat, str]] = {
+    LoraFormat.diffusers: "lora.safetensors",
+    LoraFormat.comfyui: "lora-comfyui.safetensors",
+}
+MODEL_FOLDER: Final = "model"
+CARD: Final = "README.md"
+
+
+def save_adapter(model: Model, settings: TrainingSettings, step: int, folder: Path) -> list[Path]:
+    """Write the adapter in both formats; returns the paths. Raises CheckpointError where the disk is full."""
+    lora = from_network(model.network, ADAPTER, trigger=settings.watch.trigger)
+    about = {"base": settings.model.name, "steps": str(step), "software": f"kandinsky5 {__version__}"}
+    for form, name in ADAPTER_FILES.items():
+        write_lora(lora, folder / name, form, about=about)
+    return [folder / name for name in ADAPTER_FILES.values()]
+
+
+def save_model(model: Model, folder: Path, leads: bool) -> Path:
+    """Write the whole pipeline in the published layout, the network in the dtype its blocks ran in.
+
+    Every process must call it; `leads` writes. Raises CheckpointError where the disk is full.
+    """
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    if distributed.is_initialized():
+        weights: Mapping[str, Any] = get_model_state_dict(model.network, options=whole)
+    else:
+        weights = model.network.state_dict()
+    path = folder / MODEL_FOLDER
+    if leads:
+        with torch.device("meta"):
+            network = Kandinsky5Transformer3DModel.from_config(dict(model.network.config))
+        precise = set(Kandinsky5Transformer3DModel._keep_in_fp32_modules)
+        stored = {
+            name: value if precise & set(name.split(".")) else value.to(model.dtype)
+            for name, value in weights.items()
+        }
+        network.load_state_dict(stored, assign=True)
+        pipeline = model.editing or model.drawing
+        type(pipeline).from_pipe(pipeline, transformer=network).save_pretrained(path)
+    return path
+
+
+def write_card(
+    folder: Path, settings: TrainingSettings, step: int, numbers: Mapping[str, Any], pictures: Sequence[Path]
+) -> Path:
+    """A model card: what it is, how to use it, its pictures, and the settings it was made with."""
+    adapter = settings.tuning.kind != "full"
+    trigger = f"\n\nSay `{settings.watch.trigger}` to call it up." if settings.watch.trigger else ""
+    prompt = settings.watch.prompts[0] if settings.watch.prompts else settings.watch.trigger or "a picture"
+    model = settings.model.name if adapter else MODEL_FOLDER
+    option = f" --lora {ADAPTER_FILES[LoraFormat.diffusers]}" if adapter else ""
+    kind = f"{settings.tuning.kind} of rank {settings.tuning.rank}" if adapter else "full fine-tuning"
+    drawn = "\n\n".join(
+        f"![{text}]({path.relative_to(folder).as_posix()})\n\n{text}"
+        for text, path in zip(settings.watch.prompts, pictures, strict=False)
+    )
+    header = json.dumps({"base_model": settings.model.name, "tags": ["kandinsky5", settings.tuning.kind]})
+    figures = "".join(f"| {name} | {value} |\n" for name, value in numbers.items())
+    text = f"""---
+{header}
+---
+
+# {folder.resolve().name}
+
+A {kind} on {settings.model.name}, {step} steps, made by kandinsky5 {__version__}.{trigger}
+
+```sh
+kandinsky5 generate {json.dumps(prompt)} --model {model}{option} -o picture.png
+```
+
+{drawn}
+
+| | |
+|---|---|
+{figures}
+```toml
+{as_toml(settings)}```
+"""
+    path = folder / CARD
+    partial = folder / f".{CARD}"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    return path

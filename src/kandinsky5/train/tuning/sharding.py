@@ -1,0 +1,57 @@
+"""A network cut into pieces over processes by FSDP2, or HSDP where several groups hold all of it.
+
+In: a network in float32, how many groups. Out: the same network, whose parameters are this process's pieces. What the
+released model computes in float32 stays so; the rest is cast to the dtype of use when it is gathered. It refuses to
+know what is trained.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from kandinsky5.errors import RequestError
+
+PRECISE = ("time_embeddings", "visual_modulation", "text_modulation", "modulation")
+"""Modules that compute in float32 (`Kandinsky5Transformer3DModel._keep_in_fp32_modules`)."""
+
+
+def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    """The processes as a line, or as `replicas` lines. One process alone is a line of one.
+
+    Raises:
+        RequestError: processes that do not divide into so many groups.
+    """
+    if not distributed.is_initialized():
+        store = distributed.HashStore()
+        kind = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(kind, store=store, rank=0, world_size=1)
+    count = distributed.get_world_size()
+    if count % replicas:
+        raise RequestError(f"{count} processes do not divide into run.replicas = {replicas} groups.")
+    if replicas == 1:
+        return init_device_mesh(device.type, (count,), mesh_dim_names=("shard",))
+    names = ("replicate", "shard")
+    return init_device_mesh(device.type, (replicas, count // replicas), mesh_dim_names=names)
+
+
+def shard(network: Any, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """Cut the network up: each block by itself, its float32 parts apart from the rest."""
+    precise = MixedPrecisionPolicy(cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
+    )
+    for name, module in network.named_modules():
+        if name.rpartition(".")[2] in PRECISE:
+            fully_shard(module, mesh=mesh, mp_policy=precise)
+    for block in (*network.text_transformer_blocks, *network.visual_transformer_blocks):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy)
+
+
+def under_torchrun() -> bool:
+    """Whether `torchrun` or `accelerate launch` started this process."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
