@@ -143,12 +143,14 @@ def check_memory(
     needed, free = memory_needed(folder, dtype, variant), free_memory(device)
     if free is None or needed <= free:
         return
-    ways = ["--memory auto streams what does not fit"] if device.type in ("cuda", "cpu") else []
+    ways = []
     if dtype.itemsize > 2:
         ways.append("bfloat16 (--precision bf16) needs half of that")
     host = free_memory(torch.device("cpu"))
     if device.type != "cpu" and host is not None and host >= needed:
         ways.append(f"the CPU has {host / 1e9:.1f} GB (--device cpu)")
+    if device.type in ("cuda", "cpu"):
+        ways.append("--memory auto streams what does not fit")
     raise CapacityError(
         f"The weights of {name} need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')} on {device}, "
         f"where {free / 1e9:.1f} GB are free; {', or '.join(ways) or 'end other programs, or use another machine'}."

@@ -53,7 +53,7 @@ def machine() -> Callable[..., Machine]:
 
     def of(device: str = "cuda", **facts: object) -> Machine:
         given: dict[str, object] = {
-            "device_bytes": 10**12, "host_bytes": 10**12, "link": 25e9, "products": 1e14, "float8": False,
+            "device_bytes": 10**12, "host_bytes": 10**12, "link": 25e9, "products": 1e14,
         }  # fmt: skip
         return Machine(device=torch.device(device), **{**given, **facts})  # type: ignore[arg-type]
 

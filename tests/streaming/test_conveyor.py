@@ -11,6 +11,7 @@ from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, q
 
 from kandinsky5.checkpoint.weights import read_weights
 from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.model import four_bits
 from kandinsky5.model.fast import FastPath, prepare_for_speed
 from kandinsky5.model.products import joined
 from kandinsky5.model.quantising import quantise
@@ -208,20 +209,11 @@ def test_packed_weights_come_in_parts(config):
     assert torch.equal(velocity(network), velocity(plain))
 
 
-def test_four_bits():
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    network, plain = build(), build()
-    for one in (network, plain):
-        for block in one.visual_transformer_blocks:
-            dense = block.feed_forward.in_layer
-            packed = bitsandbytes.nn.Linear4bit(
-                64, 96, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
-            )
-            packed.load_state_dict(dense.state_dict())
-            block.feed_forward.in_layer = packed.to("cpu")
-    expected = velocity(plain)
-    from_host(network)
-    assert torch.equal(velocity(network), expected)
+def test_four_bits_are_not_streamed_to_the_cpu():
+    network = build()
+    four_bits.pack(network, ["visual_transformer_blocks.1.self_attention.to_query"], (), CPU)
+    with pytest.raises(RequestError, match=r"blocks.1 is in four bits, which are not streamed to the CPU"):
+        from_host(network)
 
 
 def test_our_float8_layers():

@@ -1,6 +1,7 @@
 """On CUDA: streamed weights give the resident network's velocity bit for bit, from locked memory and from files."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
 from kandinsky5.checkpoint.weights import read_weights
+from kandinsky5.model import four_bits
 from kandinsky5.model.fast import FastPath, prepare_for_speed
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, release, settle
@@ -18,7 +20,7 @@ from .test_conveyor import units_of
 
 pytestmark = pytest.mark.gpu
 
-WIDE = {"model_dim": 1024, "ff_dim": 4096, "axes_dims": (16, 24, 24), "num_visual_blocks": 6}
+WIDE: dict[str, Any] = {"model_dim": 1024, "ff_dim": 4096, "axes_dims": (16, 24, 24), "num_visual_blocks": 6}
 """Blocks of 40 MB, whose copies take long enough to be overtaken by a computation that does not wait."""
 
 
@@ -100,6 +102,22 @@ def test_packed_weights(cuda, config):
         for block in one.visual_transformer_blocks:
             for part in (block.self_attention, block.cross_attention, block.feed_forward):
                 quantize_(part, config)
+    settle(resident, cuda)
+    expected = velocity(resident, cuda)
+    streamed(network, cuda, 2)
+    for _ in range(3):
+        assert torch.equal(velocity(network, cuda), expected)
+
+
+def test_four_bits(cuda):
+    network, resident = build(), build()
+    names = [
+        f"visual_transformer_blocks.{i}.{layer}"
+        for i in range(WIDE["num_visual_blocks"])
+        for layer in ("self_attention.to_query", "feed_forward.in_layer", "feed_forward.out_layer")
+    ]
+    for one in (network, resident):
+        four_bits.pack(one, names, (), cuda)
     settle(resident, cuda)
     expected = velocity(resident, cuda)
     streamed(network, cuda, 2)

@@ -83,6 +83,17 @@ OPTIONS = {
         "--log-format",
     ],
     "train": ["config", "file", "--set", "--overwrite", "--quiet -q"],
+    "quantize": [
+        "model",
+        "out",
+        "--format",
+        "--network",
+        "--encoder",
+        "--device",
+        "--cache-dir",
+        "--quiet -q",
+        "--json",
+    ],
     "pull": ["model", "--revision", "--token-file", "--cache-dir", "--quiet -q", "--json"],
     "demo score": [
         "model",

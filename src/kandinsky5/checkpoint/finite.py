@@ -58,7 +58,7 @@ def check_finite(module: nn.Module, where: str | Path) -> None:
     if _postponed.get():
         return
     for name, parameter in module.named_parameters():
-        if not is_finite(parameter.data):
+        if not is_finite(parameter if hasattr(parameter, "quant_state") else parameter.data):
             raise CheckpointError(
                 f"Tensor {name!r} in {where} has values that are not finite (NaN or infinity). Fetch it again."
             )
@@ -67,12 +67,16 @@ def check_finite(module: nn.Module, where: str | Path) -> None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are numbers; a tensor without storage (meta) counts as such.
 
-    Of a packed tensor (torchao's classes) the parts are looked at: a NaN or infinity among the values that were packed
-    is in their scale.
+    Of a packed tensor (torchao's and bitsandbytes' classes) the parts are looked at: a NaN or infinity among the values
+    that were packed is in their scale.
     """
     if is_traceable_wrapper_subclass(tensor):
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]  # type: ignore[attr-defined]
         return all(is_finite(part) for part in parts if isinstance(part, Tensor))
+    scales = getattr(tensor, "quant_state", None)
+    if scales is not None:  # bitsandbytes: where it packed the scales too, theirs tell
+        nested = scales.state2.absmax if scales.nested else scales.absmax
+        return is_finite(nested) and (not scales.nested or is_finite(scales.offset))
     if tensor.is_meta or not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     extremes = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())

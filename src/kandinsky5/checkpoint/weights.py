@@ -5,9 +5,11 @@ read has been found whole; or what is wrong with the names and shapes, compared 
 configs, and never opens a pickle.
 """
 
+import math
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
@@ -21,6 +23,9 @@ STEMS: Mapping[Library, str] = {"diffusers": "diffusion_pytorch_model", "transfo
 """How each library names its weight files."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
+
+PACKED_PART: Final = re.compile(r"(?P<owner>.+)\._(?P<leaf>weight)_(?P<part>qdata|scale|zero_point)")
+"""What torchao's parts of a tensor are called in a file."""
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -143,14 +148,65 @@ def compare(
         )
     for name, shape in expected.items():
         tensor = stored[name]
-        if tensor.shape != tuple(shape):
-            raise CheckpointError(
-                f"Tensor {name!r} in {tensor.file} has shape {tensor.shape}; its config implies {tuple(shape)}."
-            )
+        _check_shape(name, tensor, shape)
         if tensor.dtype not in TORCH_DTYPES:
             raise CheckpointError(
                 f"Tensor {name!r} in {tensor.file} is stored as {tensor.dtype}, not as floats."
             )
+
+
+def compare_packed(
+    stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], where: Path
+) -> None:
+    """Hold a packed component to its config: each tensor is there, plain or as the parts that its library makes of it.
+
+    Args:
+        stored: what the files hold, by current name.
+        expected: name -> shape of the component before it was packed.
+        where: the folder, for messages.
+
+    Raises:
+        CheckpointError: a tensor that is missing, a part of one that is, or values of another shape.
+    """
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in stored.items():
+        match = PACKED_PART.fullmatch(name)
+        if match:
+            parts.setdefault(f"{match['owner']}.{match['leaf']}", {})[match["part"]] = tensor
+    for name, shape in expected.items():
+        plain, packed = stored.get(name), parts.get(name, {})
+        if plain is not None and plain.dtype == "U8":
+            _check_four_bits(name, plain, stored, shape, where)
+        elif plain is not None:
+            _check_shape(name, plain, shape)
+        elif not {"qdata", "scale"} <= packed.keys():
+            lacking = "qdata" if "qdata" not in packed else "scale"
+            what = f"{lacking!r} of tensor {name!r}" if packed else f"tensor {name!r}"
+            raise CheckpointError(f"{where} has no {what}, which its config implies.")
+        else:
+            _check_shape(name, packed["qdata"], shape)
+            _check_shape(name, packed["scale"], (shape[0], 1))
+
+
+def _check_four_bits(
+    name: str,
+    values: StoredTensor,
+    stored: Mapping[str, StoredTensor],
+    shape: tuple[int, ...],
+    where: Path,
+) -> None:
+    """Bitsandbytes' parts: two values a byte in one column, and their scales."""
+    _check_shape(name, values, ((math.prod(shape) + 1) // 2, 1))
+    for part in ("absmax", "quant_map", "quant_state.bitsandbytes__nf4"):
+        if f"{name}.{part}" not in stored:
+            raise CheckpointError(f"{where} has no {part!r} of tensor {name!r}, which its config implies.")
+
+
+def _check_shape(name: str, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != tuple(shape):
+        raise CheckpointError(
+            f"Tensor {name!r} in {tensor.file} has shape {tensor.shape}; its config implies {tuple(shape)}."
+        )
 
 
 def _and_more(names: list[str]) -> str:

@@ -21,6 +21,7 @@ from kandinsky5.cli.job import OpenEngine
 from kandinsky5.cli.models import models
 from kandinsky5.cli.opening import open_engine, quieten_imports
 from kandinsky5.cli.pull import pull
+from kandinsky5.cli.quantize import quantize
 from kandinsky5.cli.serve import serve
 from kandinsky5.cli.show import show
 from kandinsky5.cli.train import train
@@ -61,6 +62,7 @@ app.command()(info)
 app.command()(models)
 app.command()(pull)
 app.command()(verify)
+app.command()(quantize)
 app.command()(serve)
 app.command()(train)
 app.add_typer(demo)

@@ -103,7 +103,7 @@ def _plans(device: Any, dtype: Any, budget: Budget) -> list[dict[str, Any]]:
     from kandinsky5.memory import plan_for_model
     from kandinsky5.memory.published import published_model
 
-    plans = []
+    plans: list[dict[str, Any]] = []
     for task in ("text-to-image", "editing"):
         edits = task == "editing"
         try:

@@ -46,7 +46,7 @@ def verify(
     has no room to run the model, which is known before it is loaded.
     """
     source = resolve_model(model)
-    folder = _folder(source, cache_dir)
+    folder = folder_of(source, cache_dir)
     findings = _findings(source, folder, device, dtype.value, files_only=files, quiet=quiet)
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if as_json:
@@ -67,7 +67,7 @@ def verify(
             )
 
 
-def _folder(source: ModelSource, cache_dir: Path | None) -> Path:
+def folder_of(source: ModelSource, cache_dir: Path | None) -> Path:
     """Where the checkpoint is; nothing is fetched for a look."""
     if source.folder is not None:
         return source.folder

@@ -6,17 +6,14 @@ are stored. Libraries pack: torchao 8 bits, bitsandbytes 4. Refuses to know: wha
 
 import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from kandinsky5.checkpoint.document import read_object
-from kandinsky5.errors import CheckpointError, RequestError
-
-PLAIN: Final = "bf16"
+from kandinsky5.errors import RequestError
+from kandinsky5.model import four_bits
 
 FORMATS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -49,11 +46,13 @@ NF4_BLOCK: Final = 64
 NF4_SCALES_BLOCK: Final = 256
 
 
-def packs(component: str, name: str, layer: nn.Module) -> bool:
-    """Whether a layer of a component is packed where its component is."""
+def packs(component: str, name: str, layer: nn.Module, form: str) -> bool:
+    """Whether a layer of a component is packed where its component is in a format."""
     kept = KEPT.get(component)
     if kept is None or type(layer) is not nn.Linear:
         return False
+    if form == "nf4" and layer.in_features % NF4_BLOCK:
+        return False  # a block would reach over the end of a row
     return not any(f"{part}." in f"{name}." for part in kept)
 
 
@@ -98,11 +97,11 @@ def config(name: str, component: str) -> Any:
         raise RequestError(f"Format {name} cannot be had for {component}: {reason}.")
     kept = list(KEPT[component])
     if name == "nf4":
-        import diffusers
-        import transformers
+        from transformers import BitsAndBytesConfig
 
-        library: Any = diffusers if component == "transformer" else transformers
-        return library.BitsAndBytesConfig(
+        if component == "transformer":
+            return four_bits.settings(kept)
+        return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -121,17 +120,8 @@ def config(name: str, component: str) -> Any:
     return EncoderConfig(kind, modules_to_not_convert=kept)
 
 
-def stored_format(folder: Path) -> str | None:
-    """The format that a component's folder is packed in; `PLAIN` where it is not, None for another packing."""
-    try:
-        settings = read_object(folder / "config.json").get("quantization_config")
-    except CheckpointError:
-        return PLAIN  # said with the file's name while it is loaded
-    if settings is None:
-        return PLAIN
-    text = str(settings)
-    if "nf4" in text:
-        return "nf4"
-    if "Int8WeightOnlyConfig" in text:
-        return "int8"
-    return "fp8" if "Float8WeightOnlyConfig" in text else None
+def pack_network(network: Any, name: str, device: torch.device) -> None:
+    """Pack a loaded network in place, where no library does it while loading (nf4)."""
+    assert name == "nf4"
+    layers = [path for path, layer in network.named_modules() if packs("transformer", path, layer, name)]
+    four_bits.pack(network, layers, KEPT["transformer"], device)

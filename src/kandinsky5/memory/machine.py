@@ -15,7 +15,6 @@ import torch
 
 from kandinsky5.budget import Budget
 from kandinsky5.errors import RequestError
-from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.placement import free_memory
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ class Machine:
     link: bytes a second from host to device.
     disk: bytes a second from a file.
     products: multiplications and additions a second in the dtype of the run, each counted.
-    float8: whether the device multiplies float8.
     """
 
     device: torch.device
@@ -49,7 +47,6 @@ class Machine:
     link: float
     disk: float = DISK_SPEED
     products: float
-    float8: bool = False
 
 
 def this_machine(device: torch.device, dtype: torch.dtype, budget: Budget) -> Machine:
@@ -75,7 +72,6 @@ def this_machine(device: torch.device, dtype: torch.dtype, budget: Budget) -> Ma
         host_bytes=int(host * SLACK),
         link=link,
         products=products,
-        float8=why_no_float8_products(device, dtype) is None,
     )
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from kandinsky5.checkpoint.document import read_object
+from kandinsky5.checkpoint.packing import PLAIN, stored_format
 from kandinsky5.checkpoint.weights import TORCH_DTYPES, Library
-from kandinsky5.memory.formats import PLAIN, packs, stored_format, weight_bytes
+from kandinsky5.memory.formats import packs, weight_bytes
 from kandinsky5.memory.groups import groups_of, table_of
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.folder import KINDS, empty_model, empty_network, stored_weights
@@ -102,7 +104,7 @@ class Model:
         dtype = self.dtypes[component]
         if component == "transformer" and not self.is_narrow and WIDE & set(name.split(".")):
             dtype = torch.float32
-        packed = form != PLAIN and packs(component, name, module)
+        packed = form != PLAIN and packs(component, name, module, form)
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None or id(tensor) in counted:
                 continue
@@ -127,7 +129,7 @@ def model_of(folder: Path, dtype: torch.dtype, variant: str | None = None, *, se
     """
     components: dict[str, Any] = {"transformer": empty_network(folder / "transformer", variant)}
     components |= {name: empty_model(name, folder / name, variant, sees=sees) for name in KINDS}
-    stored = {name: stored_format(folder / name) for name in COMPONENTS}
+    stored = {name: stored_format(read_object(folder / name / "config.json")) for name in COMPONENTS}
     same = {name for name in COMPONENTS if _stored_dtype(folder / name, name, variant) == dtype}
     return Model(
         components=components,

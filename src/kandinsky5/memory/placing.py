@@ -15,16 +15,18 @@ from torch import nn
 
 from kandinsky5.budget import Budget
 from kandinsky5.checkpoint.finite import postponed
+from kandinsky5.checkpoint.packing import PLAIN
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
 from kandinsky5.errors import RequestError
 from kandinsky5.latents import use_tiles
 from kandinsky5.memory.activations import Needs, Sizes, needs_of
-from kandinsky5.memory.formats import FORMATS, PLAIN, config, why_not
+from kandinsky5.memory.formats import FORMATS, config, pack_network, why_not
 from kandinsky5.memory.groups import Place, groups_of, table_of
 from kandinsky5.memory.machine import Machine, this_machine
 from kandinsky5.memory.parts import COMPONENTS, Model, model_of, narrow
 from kandinsky5.memory.plan import Origin, Plan
 from kandinsky5.memory.planner import Choice, choose
+from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.pipelines.folder import stored_tensors, stored_weights
 from kandinsky5.placement import use_mode
@@ -108,7 +110,7 @@ def load_planned(
     packing = {
         name: config(form, name)
         for name, form in (("transformer", plan.network), ("text_encoder", plan.encoder))
-        if form != PLAIN and model.stored[name] == PLAIN
+        if form != PLAIN and model.stored[name] == PLAIN and (name, form) != ("transformer", "nf4")
     }
     arguments: dict[str, Any] = dict(components)
     if packing:
@@ -121,6 +123,8 @@ def load_planned(
     late = [name for name in ("transformer", "text_encoder") if _origin(plan, name) == "disk"]
     with postponed() if late else ExitStack():
         pipeline = pipeline_class.from_pretrained(str(folder), variant=variant, **arguments)
+    if plan.network == "nf4" and model.stored["transformer"] == PLAIN:
+        pack_network(pipeline.transformer, plan.network, torch.device(plan.device))
     if model.is_narrow:
         narrow(pipeline.transformer, dtype)
     place(pipeline, plan, folder=folder, variant=variant)
@@ -142,7 +146,7 @@ def place(pipeline: Any, plan: Plan, *, folder: Path | None = None, variant: str
     if pipeline.plan is not None:
         raise RequestError("This pipeline is placed by a plan already; load it again for another.")
     device = torch.device(plan.device)
-    if plan.network == "fp8":
+    if plan.network == "fp8" and why_no_float8_products(device, pipeline.transformer.dtype) is None:
         use_mode(pipeline.transformer, "fp8", device=device)
     for name in COMPONENTS:
         module = getattr(pipeline, name)
@@ -166,16 +170,19 @@ def choice_of(model: Model, device: torch.device) -> Choice:
                 f"The {name} is packed in a way that no plan knows; load it without memory=, or in one of "
                 f"{', '.join(FORMATS)}."
             )
-        formats[name] = [stored] if stored != PLAIN else [f for f in FORMATS if _can_be_had(f, name, device)]
+        possible = [form for form in FORMATS if _can_be_had(form, name, device, model.dtypes[name])]
+        formats[name] = [stored] if stored != PLAIN else possible
         parts |= {(name, form): model.part(name, form) for form in formats[name]}
     return Choice(parts=parts, formats=formats, mapped=model.mapped)
 
 
-def _can_be_had(form: str, component: str, device: torch.device) -> bool:
+def _can_be_had(form: str, component: str, device: torch.device, dtype: torch.dtype) -> bool:
     """On the CPU nothing is packed on the way: it is no faster there, and files need no memory."""
     if form == PLAIN:
         return True
     if device.type == "cpu" or (form == "fp8" and component != "transformer"):
+        return False
+    if form == "fp8" and why_no_float8_products(device, dtype) is not None:
         return False
     return why_not(form, component) is None
 

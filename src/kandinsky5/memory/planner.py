@@ -13,10 +13,10 @@ from itertools import product
 from types import MappingProxyType
 from typing import Final
 
+from kandinsky5.checkpoint.packing import PLAIN
 from kandinsky5.errors import CapacityError
 from kandinsky5.latents import TILE
 from kandinsky5.memory.activations import CONVOLUTIONS, LIBRARIES, Needs, Sizes
-from kandinsky5.memory.formats import PLAIN
 from kandinsky5.memory.machine import Machine
 from kandinsky5.memory.parts import Part
 from kandinsky5.memory.plan import Origin, Plan, in_words
@@ -131,8 +131,6 @@ def _drafts(choice: Choice, machine: Machine) -> Iterator[_Draft]:
         waits: list[Origin] = [] if on_cpu else ["host"]
         network_waits = waits + (["disk"] if choice.is_mapped("transformer", network) else [])
         encoder_waits = waits + (["disk"] if choice.is_mapped("text_encoder", encoder) else [])
-        if network == "fp8" and not machine.float8:
-            continue
         for combination in product(
             network_waits or ["device"],
             ["device", *encoder_waits],

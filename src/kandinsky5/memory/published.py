@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from kandinsky5.memory.formats import PLAIN
+from kandinsky5.checkpoint.packing import PLAIN
 from kandinsky5.memory.parts import COMPONENTS, Model
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.encoder_parts import TEXT_ENCODER_PARTS, leaving_out

@@ -22,17 +22,20 @@ from torch import nn
 
 from kandinsky5.checkpoint.document import read_object, reason
 from kandinsky5.checkpoint.finite import check_finite
+from kandinsky5.checkpoint.packing import stored_format
 from kandinsky5.checkpoint.safetensors_header import StoredTensor, read_header
 from kandinsky5.checkpoint.weights import (
     TORCH_DTYPES,
     common_dtype,
     compare,
+    compare_packed,
     read_weights,
     unpacked_dtype,
     weight_names,
 )
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.hub import HubArguments, need
+from kandinsky5.model import four_bits
 from kandinsky5.model.arguments import check_arguments
 from kandinsky5.model.layout import check_config, implied_config
 
@@ -76,12 +79,31 @@ class CheckedLoading(ModelMixin, ConfigMixin):
             kwargs["dtype"] = cls._widest_if_mixed(stored, folder)
         if kwargs["dtype"] is None:
             keep = {name: TORCH_DTYPES[t.dtype] for name, t in stored.items() if t.dtype in TORCH_DTYPES}
+        packing = read_object(folder / cls.config_name).get("quantization_config") or {}
+        if packing.get("quant_method") == "bitsandbytes":
+            return cls._from_four_bits(folder, stored, packing, kwargs)
         with _keeping(keep), checkpoint_errors(folder):
             loaded = super().from_pretrained(str(root), **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True gives a pair
         network.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         check_finite(network, folder)
         return loaded
+
+    @classmethod
+    def _from_four_bits(
+        cls, folder: Path, stored: Mapping[str, StoredTensor], packing: Any, kwargs: dict[str, Any]
+    ) -> Self:
+        """The network of a folder that bitsandbytes packed. What is not packed keeps the dtype it is stored in."""
+        four_bits.check_arguments_of_packed(kwargs)
+        config = read_object(folder / cls.config_name)
+        config.pop("quantization_config")
+        with torch.device("meta"):
+            network = cls.from_config(config)
+        with checkpoint_errors(folder):
+            four_bits.load(network, stored, packing)
+        network.register_to_config(_name_or_path=str(folder))
+        check_finite(network, folder)
+        return network.eval()
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Self:
@@ -150,6 +172,9 @@ class CheckedLoading(ModelMixin, ConfigMixin):
         if config.get("quantization_config") is not None:  # packed by a library that names tensors itself
             if kwargs["dtype"] is None:
                 kwargs["dtype"] = unpacked_dtype(stored, cls._block_names(expected))
+            if stored_format(config) is not None:
+                shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+                compare_packed(stored, shapes, folder)
             return stored
         compare(stored, {name: tuple(tensor.shape) for name, tensor in expected.items()}, folder)
         return stored

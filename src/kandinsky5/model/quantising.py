@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from kandinsky5.errors import RequestError
-from kandinsky5.model.scaled import ScaledLinear
+from kandinsky5.model.scaled import ScaledLinear, is_float8_packed
 
 FLOAT8_LAYERS: Final = (
     "self_attention.to_query",
@@ -55,10 +55,13 @@ def quantise(network: Any) -> None:
     """
     found = list(float8_layers(network))
     for name, parent, leaf in found:
-        kind = type(getattr(parent, leaf))
-        if kind not in (nn.Linear, ScaledLinear):
+        layer = getattr(parent, leaf)
+        kind = type(layer)
+        packed = kind is nn.Linear and type(layer.weight.data) is not Tensor and not is_float8_packed(layer)
+        if kind not in (nn.Linear, ScaledLinear) or packed:
+            known = f"packed {kind.__name__}" if packed else kind.__name__
             raise RequestError(
-                f"Layer {name} is a {kind.__name__}, which cannot be made float8: fuse adapters first "
+                f"Layer {name} is a {known}, which cannot be made float8: fuse adapters first "
                 "(fuse_lora(), then unload_lora_weights()), and load the network without another quantisation."
             )
     for _, parent, leaf in found:

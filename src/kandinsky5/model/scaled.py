@@ -66,9 +66,13 @@ class ScaledLinear(nn.Module):
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Self:
-        """The layer quantised."""
+        """The layer quantised; one that torchao packed in the same format hands over what it holds."""
+        bias = None if layer.bias is None else layer.bias.detach()
+        if is_float8_packed(layer):
+            weight: Any = layer.weight
+            return cls(weight.qdata, weight.scale[:, 0].to(torch.float32), bias)
         rows = quantise_rows(layer.weight.detach(), layer.weight.dtype)
-        return cls(rows.values, rows.scale[:, 0], None if layer.bias is None else layer.bias.detach())
+        return cls(rows.values, rows.scale[:, 0], bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out) in the dtype of `x`."""
@@ -108,6 +112,17 @@ class ScaledLinear(nn.Module):
         if self.bias is not None:
             self._buffers["bias"] = fn(self.bias)
         return self
+
+
+def is_float8_packed(layer: nn.Linear) -> bool:
+    """Whether a layer's weight is torchao's float8 with a scale for each output channel."""
+    values, scale = (getattr(layer.weight, name, None) for name in ("qdata", "scale"))
+    return (
+        isinstance(values, Tensor)
+        and isinstance(scale, Tensor)
+        and values.dtype == FLOAT8
+        and scale.shape == (len(values), 1)
+    )
 
 
 def scaled_product(rows: ScaledRows, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -24,8 +24,16 @@ from transformers import (
 )
 
 from kandinsky5.checkpoint.document import read_object, reason
+from kandinsky5.checkpoint.packing import stored_format
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
-from kandinsky5.checkpoint.weights import Library, common_dtype, compare, read_weights, unpacked_dtype
+from kandinsky5.checkpoint.weights import (
+    Library,
+    common_dtype,
+    compare,
+    compare_packed,
+    read_weights,
+    unpacked_dtype,
+)
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.layout import check_config
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
@@ -181,6 +189,8 @@ def _check_model(name: str, folder: Path, variant: str | None) -> CheckedModel:
     trees = {key.partition(".")[0] for key in expected}
     renamed = _renamed(stored, kind, folder)
     if config.get("quantization_config") is not None:  # packed by a library that names tensors itself
+        if stored_format(config) is not None:
+            compare_packed(renamed, expected, folder)
         return CheckedModel(tensors=renamed, dtype=unpacked_dtype(renamed, expected), is_packed=True)
     compare(
         {
@@ -227,7 +237,7 @@ def empty_model(name: str, folder: Path, variant: str | None = None, *, sees: bo
         return _empty(kind, config, file)
 
 
-def stored_weights(folder: Path, library: Library, variant: str | None) -> Mapping[str, StoredTensor]:
+def stored_weights(folder: Path, library: Library, variant: str | None = None) -> Mapping[str, StoredTensor]:
     """The tensors of a component's files: of a variant, or without it where there is none."""
     in_variant = variant is not None and next(folder.glob(f"*.{variant}*"), None) is not None
     return read_weights(folder, library, variant if in_variant else None)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from kandinsky5.errors import RequestError
+
 ALIGNMENT: Final = 256
 """Bytes; what CUDA's own allocations are aligned to."""
 
@@ -129,9 +131,15 @@ class Unit:
         self._prepared.clear()
 
     def settle_scales(self, device: torch.device) -> None:
-        """Of weights that bitsandbytes packed the scales are no tensors of the module; they go to the device."""
+        """Of weights that bitsandbytes packed the scales are no tensors of the module; they go to the device.
+
+        Raises:
+            RequestError: such weights on the CPU, where that library packs them anew when they are first used.
+        """
         for piece in self._pieces:
             scales = getattr(piece.owner._parameters.get(piece.name), "quant_state", None)
+            if scales is not None and device.type == "cpu":
+                raise RequestError(f"{self.name} is in four bits, which are not streamed to the CPU.")
             if scales is not None:
                 scales.to(device)
 

@@ -17,7 +17,8 @@ import torch
 
 from kandinsky5.checkpoint.document import read_object
 from kandinsky5.checkpoint.finite import find_non_finite, is_finite
-from kandinsky5.checkpoint.weights import Library, compare, read_weights
+from kandinsky5.checkpoint.packing import PLAIN, stored_format
+from kandinsky5.checkpoint.weights import Library, compare, compare_packed, read_weights
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.hub import missing_files
 from kandinsky5.hub.need import PARTS
@@ -185,9 +186,11 @@ def _network_tensors(subject: _Subject) -> str:
         network = Kandinsky5Transformer3DModel.from_config(subject.config)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     stored = read_weights(subject.folder / "transformer", "diffusers")
-    compare(stored, expected, subject.folder / "transformer")
+    form = stored_format(subject.config)
+    (compare if form == PLAIN else compare_packed)(stored, expected, subject.folder / "transformer")
     parameters = sum(math.prod(shape) for shape in expected.values())
-    return f"{len(stored)} tensors, {parameters / 1e6:.1f} M parameters, as the config says"
+    packed = "" if form == PLAIN else f", packed ({form})"
+    return f"{len(stored)} tensors, {parameters / 1e6:.1f} M parameters, as the config says{packed}"
 
 
 def _other_components(subject: _Subject) -> str:
@@ -247,6 +250,10 @@ def _loading(subject: _Subject) -> str:
 def _forward(subject: _Subject) -> str:
     """The velocity of random latents, text and time, beside that of diffusers' class with the same tensors."""
     network = subject.loaded().transformer
+    form = stored_format(subject.config)
+    if form != PLAIN:
+        velocity(network)
+        raise _Skipped(f"finite; packed ({form}), and diffusers' class would have to unpack it")
     if not has_peer():
         velocity(network)
         raise _Skipped("finite; this diffusers has no class to compare with")
