@@ -40,7 +40,12 @@ def outline(bite: tuple[float, float]) -> NDArray[np.float64]:
 
 
 def paint(
-    base: Image.Image, points: NDArray[np.float64], x: float, y: float, radius: float, rgb: tuple[int, int, int]
+    base: Image.Image,
+    points: NDArray[np.float64],
+    x: float,
+    y: float,
+    radius: float,
+    rgb: tuple[int, int, int],
 ) -> None:
     """Lay a crescent over a picture, lengths as fractions of its side."""
     placed = (points * radius + np.array([x, y])) * base.width

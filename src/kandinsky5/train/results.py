@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from kandinsky5.lora import LoraFormat, from_network, write_lora
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.pipelines.adapters import USUAL_NAME
 from kandinsky5.train.preparing import Model
 from kandinsky5.train.settings import TrainingSettings
 from kandinsky5.train.settings_file import as_toml
@@ -22,8 +23,8 @@ from kandinsky5.train.tuning.learning import ADAPTER
 from kandinsky5.version import __version__
 
 ADAPTER_FILES: Final[Mapping[LoraFormat, str]] = {
-    LoraFormat.diffusers: "lora.safetensors",
-    LoraFormat.comfyui: "lora-comfyui.safetensors",
+    LoraFormat.diffusers: USUAL_NAME,
+    LoraFormat.comfyui: "comfyui_lora.safetensors",
 }
 MODEL_FOLDER: Final = "model"
 CARD: Final = "README.md"
@@ -70,8 +71,8 @@ def write_card(
     adapter = settings.tuning.kind != "full"
     trigger = f"\n\nSay `{settings.watch.trigger}` to call it up." if settings.watch.trigger else ""
     prompt = settings.watch.prompts[0] if settings.watch.prompts else settings.watch.trigger or "a picture"
-    model = settings.model.name if adapter else MODEL_FOLDER
-    option = f" --lora {ADAPTER_FILES[LoraFormat.diffusers]}" if adapter else ""
+    model = settings.model.name if adapter else f"{folder.name}/{MODEL_FOLDER}"
+    option = f" --lora {folder.name}" if adapter else ""
     kind = f"{settings.tuning.kind} of rank {settings.tuning.rank}" if adapter else "full fine-tuning"
     drawn = "\n\n".join(
         f"![{text}]({path.relative_to(folder).as_posix()})\n\n{text}"

@@ -30,7 +30,7 @@ from kandinsky5.train.preparing import (
     prepare_network,
 )
 from kandinsky5.train.rectified_flow import losses
-from kandinsky5.train.replicas import Replicas, join_replicas
+from kandinsky5.train.replicas import Replicas, join_replicas, leave_replicas
 from kandinsky5.train.results import save_adapter, save_model, write_card
 from kandinsky5.train.run import RunLog
 from kandinsky5.train.settings import TrainingSettings
@@ -72,6 +72,8 @@ def train(settings: TrainingSettings, base: Path, watcher: Watcher) -> Path:
             "The device has too little memory for this run: lower run.micro_batch or data.sizes, set "
             'run.checkpointing = true, or model.base = "int8" with an adapter.'
         ) from error
+    finally:
+        leave_replicas()
 
 
 class Training:

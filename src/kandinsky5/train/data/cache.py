@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kandinsky5.checkpoint.document import reason
+from kandinsky5.checkpoint.safetensors_header import read_header
 from kandinsky5.errors import CheckpointError
 
 SAMPLED = 32
@@ -33,15 +34,19 @@ class TensorCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def __contains__(self, key: str) -> bool:
-        return self.path(key).is_file()
+        path = self.path(key)
+        if not path.is_file():
+            return False
+        try:
+            read_header(path)
+        except CheckpointError:  # what a failing disk has left of it
+            path.unlink(missing_ok=True)
+            return False
+        return True
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The entry, on the CPU; None where there is none, or one that a failing disk has damaged."""
-        try:
-            return load_file(self.path(key)) if key in self else None
-        except (OSError, SafetensorError, ValueError):
-            self.path(key).unlink(missing_ok=True)
-            return None
+        """The entry, on the CPU; None where there is none that is whole."""
+        return load_file(self.path(key)) if key in self else None
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Write an entry. Raises CheckpointError where the disk is full or cannot be written."""

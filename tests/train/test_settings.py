@@ -1,0 +1,136 @@
+"""The settings tree and its TOML file: nothing is ignored, everything is explained, and the names are frozen."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from kandinsky5.errors import RequestError
+from kandinsky5.train.settings import TrainingSettings
+from kandinsky5.train.settings_file import as_toml, initial_file, read_settings
+
+KEYS = {
+    "": ["output"],
+    "model": ["name", "task", "base", "device"],
+    "data": ["sizes", "fit", "upscale", "max_tokens", "bad_limit", "validation_share", "cache"],
+    "data.sources": ["path", "kind", "repeats", "weight", "split", "picture", "text", "source"],
+    "objective": ["times", "shift", "unconditional", "editing_share"],
+    "tuning": ["kind", "rank", "alpha", "targets", "dropout"],
+    "optimiser": ["name", "rate", "betas", "weight_decay", "warmup", "decay_share", "clip"],
+    "run": [
+        *("steps", "batch", "micro_batch", "seed", "ema", "checkpointing", "compile", "save_every", "keep"),
+        "replicas",
+    ],
+    "watch": [
+        *("log_every", "prompts", "pictures_every", "steps", "guidance", "validation_every", "tensorboard"),
+        "trigger",
+    ],
+}
+
+
+def read(tmp_path: Path, text: str, *changes: str) -> TrainingSettings:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    return read_settings(file, changes)
+
+
+def test_the_initial_file_is_the_defaults_with_a_sentence_each(tmp_path: Path) -> None:
+    text = initial_file()
+    assert read(tmp_path, text) == TrainingSettings()
+    tree = tomllib.loads(text)
+    found = {"": [key for key, value in tree.items() if not isinstance(value, dict)]}
+    for name, table in tree.items():
+        if isinstance(table, dict):
+            found[name] = [
+                key
+                for key, value in table.items()
+                if not (
+                    isinstance(value, list)
+                    and isinstance(value[0:1], list)
+                    and value
+                    and isinstance(value[0], dict)
+                )
+            ]
+    found["data.sources"] = list(tree["data"]["sources"][0])
+    assert found == KEYS
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if " = " in line and not line.startswith(("#", " ")):
+            assert lines[number - 1].startswith("# "), line
+
+
+def test_settings_survive_their_own_file(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path,
+        '[[data.sources]]\npath = "a"\nrepeats = 3\n[[data.sources]]\npath = "b"\nkind = "datasets"\n',
+        'tuning.targets=["to_query"]',
+        "optimiser.betas=[0.5, 0.75]",
+        'watch.trigger=a "quoted" word',
+        "run.ema=0.9999",
+    )
+    assert read(tmp_path, as_toml(settings)) == settings
+    assert [source.path for source in settings.data.sources] == ["a", "b"]
+    assert settings.watch.trigger == 'a "quoted" word'
+
+
+def test_changes_of_the_command_line(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path, "", "run.steps=7", "model.name=embedded", "optimiser.rate=1", "run.compile=true"
+    )
+    assert settings.run.steps == 7 and settings.model.name == "embedded"
+    assert settings.optimiser.rate == 1.0 and settings.run.compile is True
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "message"),
+    [
+        ("[run]\nstep = 3", "run.seed=1", r"run\.step is no setting; did you mean steps\?"),
+        ("[runs]", "run.seed=1", r"runs is no setting; did you mean run\?"),
+        ("", "run.steps=many", r"run\.steps must be a whole number, not 'many'"),
+        ("", "run.steps=true", r"run\.steps must be a whole number"),
+        ("", "run.steps", "not key=value"),
+        ("", "run=3", "run must be a table of settings"),
+        ("", "tuning.kind=lorra", "'lorra' is not one of lora, dora, lokr, full"),
+        ("", "tuning.targets=to_query", r"tuning\.targets must be a list"),
+        ("", "optimiser.betas=[0.9]", "list of 2"),
+        ("", "optimiser.name=sgd", "'sgd' is not one of adamw"),
+        ("", "objective.times=cosine", "'cosine' is not one of logit-normal"),
+        ("", "objective.unconditional=2", "must be from 0 to 1"),
+        ("", 'data.sizes=["1000x1000"]', "not a multiple of 16"),
+        ("", "run.batch=0", r"run\.batch = 0 must be from 1 up"),
+        ("", "model.base=int5", "'int5' is not one of"),
+        ('[model]\nbase = "int8"', "tuning.kind=full", "packed and cannot learn"),
+        ("data.sources.a = 1", "run.seed=1", "must be a list"),
+        ("a = = 1", "run.seed=1", "cannot be read as TOML"),
+    ],
+)
+def test_mistakes_are_named(text: str, change: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=message):
+        read(tmp_path, text, change)
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="kandinsky5 train init"):
+        read_settings(tmp_path / "none.toml")
+
+
+def test_what_decides_the_result_is_in_the_recipe() -> None:
+    """A new setting must be sorted: it changes the result, or it is named here."""
+    recipe = TrainingSettings().recipe()
+    left_out = {
+        f"{part}.{key}"
+        for part, keys in KEYS.items()
+        for key in keys
+        if part in ("model", "data", "objective", "tuning", "optimiser", "run") and key not in recipe[part]
+    }
+    assert left_out == {
+        *("model.device", "data.cache", "run.checkpointing", "run.compile", "run.save_every", "run.keep"),
+        "run.replicas",
+    }
+    assert "watch" not in recipe and "output" not in recipe
+
+
+def test_every_class_of_the_tree_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainingSettings().run.steps = 3  # type: ignore[misc]

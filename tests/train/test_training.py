@@ -1,0 +1,204 @@
+"""The trainer from settings to results, on a small system: what it writes, and that stopping changes nothing."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.lora import read_lora
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+
+from .conftest import SMALL, Told, small_settings, write_edits, write_pictures
+
+Run = Callable[..., Told]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "pytorch_lora_weights.safetensors")
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_everything_it_promises(trained: Run, tmp_path: Path, saved_folder: str) -> None:
+    prompts = ["a red circle", "a star"]
+    told = trained(watch__prompts=prompts, watch__steps=2, data__validation_share=0.3, watch__trigger="ohwx")
+    out = tmp_path / "training"
+    assert list(told.losses) == [1, 2, 3, 4, 5, 6]
+    assert any("learn" in line for line in told.said)
+    names = {file.name for file in out.iterdir()}
+    assert names >= {
+        "pytorch_lora_weights.safetensors",
+        "comfyui_lora.safetensors",
+        "README.md",
+        "log.jsonl",
+        "pictures",
+        "checkpoints",
+    }
+    drawn = sorted(file.name for file in (out / "pictures").iterdir())
+    assert drawn == [f"step-{step:07d}-{n}.png" for step in (0, 6) for n in (1, 2)]
+    assert sorted(file.name for file in (out / "checkpoints").iterdir()) == ["step-0000003", "step-0000006"]
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [0, 6]
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps[0]["loss_by_time"]) == 8 and steps[0]["rate"] == pytest.approx(0.005)
+    card = (out / "README.md").read_text()
+    assert "step-0000006-1.png" in card and "ohwx" in card and "rank = 4" in card
+    lora = read_lora(out / "pytorch_lora_weights.safetensors")
+    assert lora.trigger == "ohwx" and len(lora.layers) == 10 * 2 + 6
+    pipe = Kandinsky5T2IPipeline.from_pretrained(saved_folder)
+    for name in ("pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"):
+        pipe.load_lora_weights(out / name)
+
+
+def test_the_loss_falls_on_what_is_learnt(trained: Run, tmp_path: Path) -> None:
+    trained(
+        run__steps=60, run__batch=4, run__micro_batch=4, watch__log_every=60, run__save_every=60,
+        run__checkpointing=False, data__validation_share=0.2, objective__unconditional=0.0,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "training" / "log.jsonl").read_text().splitlines()]
+    before, after = (line["validation_loss"] for line in lines if "validation_loss" in line)
+    assert after < 0.7 * before
+
+
+@pytest.mark.parametrize("changes", [{}, {"tuning__dropout": 0.3, "run__ema": 0.9, "run__batch": 4}])
+def test_a_stopped_run_continues_bit_for_bit(
+    trained: Run, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    whole = trained(output="whole", **changes)
+    stopped = trained(output="parts", stop_at=4, **changes)
+    assert stopped.said[-1] == "stopped"
+    continued = trained(output="parts", **changes)
+    assert any("continuing after step 3" in line for line in continued.said)
+    assert continued.losses == {step: whole.losses[step] for step in (4, 5, 6)}
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_killed_run_loses_at_most_the_steps_since_its_checkpoint(
+    trained: Run, tmp_path: Path, saved_folder: str
+) -> None:
+    """SIGKILL while steps, saves and the cache are being written; the next start cleans up and arrives at the same."""
+    trained(output="whole", run__steps=16, run__save_every=2)
+    config = tmp_path / "killed.toml"
+    config.write_text('[[data.sources]]\npath = "pictures"\n')
+    changes = {"model.name": saved_folder, "output": "killed", **SMALL, "run.steps": 16, "run.save_every": 2}
+    command = [sys.executable, "-m", "kandinsky5", "train", str(config), "-q"]
+    for key, value in changes.items():
+        command += ["--set", f"{key}={json.dumps(value)}"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not (checkpoints.is_dir() and any(checkpoints.glob("step-*"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (checkpoints / ".partial-0000099").mkdir(exist_ok=True)  # as if it had been killed while it saved
+    reached = max(int(path.name[-7:]) for path in checkpoints.glob("step-*"))
+    told = trained(output="killed", run__steps=16, run__save_every=2)
+    assert any(f"continuing after step {reached}" in line for line in told.said)
+    assert not list(checkpoints.glob(".partial-*"))
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kandinsky5.train import checkpoints
+
+    save = checkpoints.save_file
+
+    def full_at_six(tensors: object, path: Path, **kwargs: object) -> None:
+        if "0000006" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoints, "save_file", full_at_six)
+    with pytest.raises(CheckpointError, match=r"No space left.*step-0000003 is still good"):
+        trained()
+    kept = tmp_path / "training" / "checkpoints"
+    assert [path.name for path in kept.iterdir()] == ["step-0000003"]
+    monkeypatch.undo()
+    assert any("continuing after step 3" in line for line in trained().said)
+
+
+def test_a_run_begun_with_other_settings_is_not_continued(trained: Run, tmp_path: Path) -> None:
+    trained(stop_at=4)
+    with pytest.raises(RequestError, match=r"tuning\.rank.*another output folder"):
+        trained(tuning__rank=8)
+    trained(run__steps=8)  # its length may change: no rate decays here
+    (tmp_path / "pictures" / "3.txt").write_text("something else")
+    with pytest.raises(RequestError, match="the pictures or captions"):
+        trained(run__steps=9)
+
+
+def test_no_picture_is_encoded_twice(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(run__steps=1)
+    entries = sorted((tmp_path / "training" / "cache").rglob("*.safetensors"))
+    half = entries[0]
+    half.write_bytes(half.read_bytes()[:100])  # what a failing disk leaves
+    stamps = {path: path.stat().st_mtime_ns for path in entries[1:]}
+    trained(run__steps=2)
+    again = sorted((tmp_path / "training" / "cache").rglob("*.safetensors"))
+    assert again == entries and load_file(half)
+    assert {path: path.stat().st_mtime_ns for path in entries[1:]} == stamps
+
+
+@pytest.mark.parametrize("kind", ["dora", "lokr"])
+def test_other_adapters(kind: str, trained: Run, tmp_path: Path, saved_folder: str) -> None:
+    trained(tuning__kind=kind, run__steps=2)
+    lora = read_lora(tmp_path / "training" / "pytorch_lora_weights.safetensors")
+    assert lora.kind == kind
+    pipe = Kandinsky5T2IPipeline.from_pretrained(saved_folder)
+    pipe.load_lora_weights(lora, adapter_name="a")
+    moved = "B" if kind == "dora" else "w2_b"
+    assert any(parts[moved].abs().max() > 0 for parts in lora.layers.values())
+
+
+@pytest.mark.parametrize("base", ["int8", "fp8", "bf16"])
+def test_bases_that_do_not_learn(base: str, trained: Run) -> None:
+    told = trained(model__base=base, run__steps=3, tuning__targets=["feed_forward.in_layer"])
+    assert all(loss > 0 for loss in told.losses.values())
+
+
+def test_edits_and_pictures_together(tmp_path: Path, saved_editing_folder: str) -> None:
+    from kandinsky5.train.training import train
+
+    write_edits(tmp_path / "edits")
+    write_pictures(tmp_path / "pictures", side=128)
+    settings = small_settings(
+        tmp_path, saved_editing_folder, model__task="editing", sources=["edits", "pictures"], run__steps=3
+    )
+    told = Told()
+    out = train(settings, tmp_path, told)
+    assert "10 pictures to learn from" in told.said
+    pipe = Kandinsky5I2IPipeline.from_pretrained(saved_editing_folder)
+    pipe.load_lora_weights(out)
+
+
+def test_an_edit_for_a_network_that_only_draws(trained: Run, tmp_path: Path) -> None:
+    write_edits(tmp_path / "edits")
+    with pytest.raises(RequestError, match=r"takes no source picture.*editing checkpoint"):
+        trained(sources=["edits"])
+
+
+def test_batches_that_do_not_divide(trained: Run) -> None:
+    with pytest.raises(RequestError, match="no multiple"):
+        trained(run__batch=3, run__micro_batch=2)
+
+
+def test_targets_that_are_no_layers(trained: Run) -> None:
+    with pytest.raises(RequestError, match=r"no block has a layer 'attn\.to_q'.*self_attention\.to_query"):
+        trained(tuning__targets=["attn.to_q"])
