@@ -115,7 +115,7 @@ def test_the_network_begins_with_encoders_that_have_learnt_to_read(trained: Path
 def test_a_run_may_begin_from_published_weights(trained: Path, tmp_path: Path) -> None:
     folder, work = trained / "weights", tmp_path / "warm"
     options = [*TOY, "--work", str(work), "--peak", "0", "--steps", "1"]
-    options += ["--parts", str(folder), "--start", str(folder)]
+    options += ["--parts", str(folder), "--begin-from", str(folder)]
     main(["finished-parts", "network", "export", *options])
     before, after = load_exported(folder, CPU), load_exported(work / "weights", CPU)
     for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):

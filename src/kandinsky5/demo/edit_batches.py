@@ -17,6 +17,7 @@ from kandinsky5.demo.instructions import instruct
 from kandinsky5.demo.prompt_tokens import TEXT_LENGTH, PromptTokens
 from kandinsky5.demo.renderer import pack
 from kandinsky5.demo.scene_batches import random_cuts
+from kandinsky5.demo.strange_words import with_strange_words
 from kandinsky5.demo.vision_patches import picture_tokens
 from kandinsky5.demo.world import Scene
 from kandinsky5.prompts import EDITING
@@ -54,7 +55,8 @@ class InstructedEdits(Dataset[dict[str, Tensor]]):
         cuts: list[tuple[int, ...]] = []
         while len(prompts) < self._batch:
             edit = draw_edit(rng)
-            prompt = "" if rng.random() < self._unconditional else instruct(edit, rng)
+            empty = rng.random() < self._unconditional
+            prompt = "" if empty else with_strange_words(instruct(edit, rng), rng)
             at = random_cuts(prompt, rng)
             if not self._tokens.fits(prompt, at):
                 continue

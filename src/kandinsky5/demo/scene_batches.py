@@ -8,6 +8,7 @@ a packed scene is a hundred times smaller, and the GPU draws faster.
 import os
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from kandinsky5.demo.captions import Caption, describe
 from kandinsky5.demo.prompt_tokens import PromptTokens
 from kandinsky5.demo.renderer import pack
+from kandinsky5.demo.strange_words import with_strange_words
 from kandinsky5.demo.world import Scene, draw_scene
 
 _T = TypeVar("_T")
@@ -75,6 +77,7 @@ def draw_caption(scene: Scene, rng: random.Random, tokens: PromptTokens) -> tupl
     """A caption that fits, drawn again until it does, and the characters to cut it at."""
     while True:
         caption = describe(scene, rng)
+        caption = replace(caption, text=with_strange_words(caption.text, rng))
         cuts = random_cuts(caption.text, rng)
         if tokens.fits(caption.text, cuts):
             return caption, cuts

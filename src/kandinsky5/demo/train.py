@@ -154,8 +154,8 @@ def _network(options: argparse.Namespace) -> None:
     autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER, dtype=torch.bfloat16)
 
     def begin(modules: TrainedModules) -> None:
-        if options.start:
-            take_weights(options.start, modules)
+        if options.begin_from:
+            take_weights(options.begin_from, modules)
         if (options.work / READING).exists():
             take_reading(chosen.reading_recipe(options), options.work, qwen, clip, modules.parameters())
 

@@ -85,7 +85,7 @@ def network_recipe(options: argparse.Namespace) -> NetworkRecipe:
 def _start_digest(options: argparse.Namespace) -> str:
     """What the network's run begins from: a folder's weights, encoders that have learnt to read, both, or nothing."""
     reading = options.work / READING
-    begun = [options.start] if options.start else []
+    begun = [options.begin_from] if options.start else []
     return " ".join(digest(folder) for folder in [*begun, *([reading.parent] if reading.exists() else [])])
 
 
@@ -173,7 +173,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--peak", type=float, default=base.update.peak, help="highest learning rate of the network's run")
     add("--shift", type=float, default=base.shift, help="how far training times move towards the noise")
     add(
-        "--start",
+        "--begin-from",
         type=Path,
         help="published folder whose weights the network's run begins from, those of the encoders unless the stage "
         "reading has made others (default: none)",
