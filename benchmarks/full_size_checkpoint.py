@@ -45,8 +45,10 @@ SHRINK = {
 }  # fmt: skip
 
 
-def write_checkpoint(folder: Path, *, tiny: bool = False, shard_bytes: int = 5 * 10**9) -> None:
-    """Write the whole folder; one that exists is replaced."""
+def write_checkpoint(
+    folder: Path, *, tiny: bool = False, editing: bool = False, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write the whole folder, of a network that edits if `editing`; one that exists is replaced."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("tokenizer", "tokenizer_2", "scheduler"):
@@ -57,7 +59,7 @@ def write_checkpoint(folder: Path, *, tiny: bool = False, shard_bytes: int = 5 *
         json.dumps({**index, "tokenizer": ["transformers", "Qwen2Tokenizer"]})
     )
     work = []
-    for component, model in models(tiny).items():
+    for component, model in models(tiny, editing=editing).items():
         target = folder / component
         is_diffusers = component in ("transformer", "vae")
         (model if is_diffusers else model.config).__getattribute__(
@@ -73,7 +75,7 @@ def write_checkpoint(folder: Path, *, tiny: bool = False, shard_bytes: int = 5 *
         list(pool.map(lambda shard: write_shard(*shard, raw), work))
 
 
-def models(tiny: bool) -> dict[str, Any]:
+def models(tiny: bool, *, editing: bool = False) -> dict[str, Any]:
     """The four models without storage."""
     less: Mapping[str, Mapping[str, Any]] = SHRINK if tiny else {key: {} for key in SHRINK}
     with torch.device("meta"):
@@ -81,13 +83,23 @@ def models(tiny: bool) -> dict[str, Any]:
             text_config={**TEXT, **less["text"]},
             vision_config={**VISION, **less["vision"]},
             tie_word_embeddings=False,
+            **picture_tokens(),
         )
         return {
-            "transformer": Kandinsky5Transformer3DModel(**{**NETWORK, **less["network"]}),
+            "transformer": Kandinsky5Transformer3DModel(
+                **{**NETWORK, **less["network"], "visual_cond": editing}
+            ),
             "vae": AutoencoderKL(**{**VAE, **less["vae"]}),
             "text_encoder": Qwen2_5_VLForConditionalGeneration(encoder),
             "text_encoder_2": CLIPTextModel(CLIPTextConfig(**{**CLIP, **less["clip"]})),
         }
+
+
+def picture_tokens() -> dict[str, int]:
+    """Ids of the tokens that stand for pictures, in the embedded model's vocabulary, whose tokenizer goes along."""
+    config = json.loads((EMBEDDED / "text_encoder" / "config.json").read_text())
+    return {name: config[name] for name in config if name.endswith("_token_id") and "im" in name or "vision" in name
+            and name.endswith("_token_id")}  # fmt: skip
 
 
 def old_name(component: str, name: str) -> str:

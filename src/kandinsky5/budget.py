@@ -18,11 +18,13 @@ class Budget:
     """What the planner may count on.
 
     device_bytes: of the device, libraries and all; None is what is free.
+    host_bytes: of the host, for weights that wait there; None is what is free.
     width, height: pixels of the largest picture; None is the model's own size.
     pictures: drawn at once.
     """
 
     device_bytes: int | None = None
+    host_bytes: int | None = None
     width: int | None = None
     height: int | None = None
     pictures: int = 1
@@ -31,18 +33,29 @@ class Budget:
     def of(
         cls, memory: str, *, width: int | None = None, height: int | None = None, pictures: int = 1
     ) -> Self:
-        """The budget that a text such as "8GB", "7.5 GiB" or "auto" names.
+        """The budget that a text names: "8GB", "7.5 GiB" or "auto", and after a colon that of the host ("8GB:16GB").
 
         Raises:
             RequestError: a text that is no amount.
         """
-        amount = None if memory.strip().lower() == "auto" else _amount(memory)
-        return cls(device_bytes=amount, width=width, height=height, pictures=pictures)
+        device, colon, host = memory.partition(":")
+        return cls(
+            device_bytes=_amount(device),
+            host_bytes=_amount(host) if colon else None,
+            width=width,
+            height=height,
+            pictures=pictures,
+        )
 
 
-def _amount(text: str) -> int:
+def _amount(text: str) -> int | None:
+    """Bytes; None for "auto"."""
+    if text.strip().lower() == "auto":
+        return None
     match = AMOUNT.fullmatch(text.strip())
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or float(match[1]) <= 0:
-        raise RequestError(f"memory={text!r} is no amount: say 8GB, 7.5GB, 6GiB, 800MB, or auto.")
+        raise RequestError(
+            f"memory={text!r} is no amount: say 8GB, 7.5GB, 6GiB, 800MB, or auto; 8GB:16GB also bounds the host."
+        )
     return round(float(match[1]) * unit)

@@ -25,7 +25,14 @@ def test_amounts(words, amount):
     assert Budget.of(words).device_bytes == amount
 
 
-@pytest.mark.parametrize("words", ["", "8", "eight GB", "-4GB", "0GB", "8TBB", "8GB 2"])
+def test_the_host_has_a_bound_of_its_own():
+    assert Budget.of("8GB:16GB") == Budget(device_bytes=8 * 10**9, host_bytes=16 * 10**9)
+    assert Budget.of("auto : 12GB") == Budget(host_bytes=12 * 10**9)
+
+
+@pytest.mark.parametrize(
+    "words", ["8GB:", ":8GB", "8GB:4GB:2GB", "", "8", "eight GB", "-4GB", "0GB", "8TBB", "8GB 2"]
+)
 def test_what_is_no_amount(words):
     with pytest.raises(RequestError, match="no amount: say 8GB"):
         Budget.of(words)

@@ -86,6 +86,10 @@ Seed = Annotated[
     int | None, Option(help="Start of the noise; picture i of --n uses seed + i. Default: a new one.")
 ]
 Count = Annotated[int | None, Option("-n", "--n", help="Pictures of each prompt.")]
+Expand = Annotated[
+    bool,
+    Option("--expand", help="Have the text encoder write the prompt out first; not with the embedded model."),
+]
 FromFile = Annotated[
     str | None, Option(metavar="FILE", help="Read prompts from a file, one a line; - is standard input.")
 ]
@@ -107,9 +111,9 @@ Dtype = Annotated[Precision, Option("--precision", help="Dtype the weights are r
 Memory = Annotated[
     str | None,
     Option(
-        metavar="8GB|auto",
-        help="Memory of the device that may be used; auto is what is free. What does not fit is packed or streamed. "
-        "Default: all of the model on the device.",
+        metavar="8GB[:16GB]|auto",
+        help="Memory of the device that may be used, and of the host; auto is what is free. What does not fit is "
+        "packed or streamed. Default: all of the model on the device.",
         show_default=False,
     ),
 ]

@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 CONTEXT: Final = 700 * 10**6
 """Bytes of a CUDA device that its context and libraries take, beside what torch allocates."""
 
+HOST_LIBRARIES: Final = 1500 * 10**6
+"""Bytes of host memory that CUDA's context and libraries come to take, beside what the process has by now. An estimate
+until it is measured."""
+
 SLACK: Final = 0.97
 """Of memory that is said to be free, what is planned with."""
 
@@ -58,7 +62,9 @@ def this_machine(device: torch.device, dtype: torch.dtype, budget: Budget) -> Ma
     if device.type not in ("cuda", "cpu"):
         raise RequestError(f"memory= is for CUDA devices and the CPU; on {device.type} leave it out.")
     free = free_memory(device)
-    host = free_memory(torch.device("cpu")) or 0
+    host = int((free_memory(torch.device("cpu")) or 0) * SLACK)
+    if budget.host_bytes is not None:
+        host = min(host, max(0, budget.host_bytes - anonymous_bytes() - HOST_LIBRARIES))
     asked = budget.device_bytes
     if asked is not None and device.type == "cuda":
         asked = max(0, asked - CONTEXT)
@@ -69,7 +75,7 @@ def this_machine(device: torch.device, dtype: torch.dtype, budget: Budget) -> Ma
     return Machine(
         device=device,
         device_bytes=min(known, default=0),
-        host_bytes=int(host * SLACK),
+        host_bytes=host,
         link=link,
         products=products,
     )

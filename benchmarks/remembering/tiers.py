@@ -1,0 +1,187 @@
+"""One tier in one process: load within a budget, draw or edit, tell seconds, peaks and bytes.
+
+Comes in: a `Tier`. Goes out: a row of figures. Refuses to know: other tiers.
+"""
+
+import io
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from remembering.watching import host_bytes, watched
+
+from kandinsky5.budget import Budget
+from kandinsky5.loading import load_pipeline
+from kandinsky5.memory import load_planned, plan_for
+from kandinsky5.memory.machine import CONTEXT
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.placement import use_mode
+from kandinsky5.streaming.conveyor import ATTRIBUTE
+
+PROMPT = "A lighthouse on a cliff at dusk, painted in broad strokes, with gulls and a small boat far below."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """What one process does.
+
+    gigabytes: of the device; None is the whole device with all weights on it, in mode exact.
+    host_gigabytes: of the host; None is what is free.
+    task: "drawing" or "editing".
+    forced: place blocks and encoder on the host whatever fits, to rehearse on a small model.
+    """
+
+    folder: str
+    device: str
+    gigabytes: float | None
+    host_gigabytes: float | None
+    task: str
+    size: int
+    steps: int
+    forced: bool = False
+
+
+def measure(tier: Tier) -> dict[str, Any]:
+    """Load, warm up, draw once, and tell."""
+    device = torch.device(tier.device)
+    before = host_bytes()
+    cap(tier, device)
+    start = time.perf_counter()
+    with watched(device) as loading:
+        pipeline = load(tier, device)
+        fast(pipeline, device)
+    loaded = time.perf_counter() - start
+    draw(pipeline, tier, steps=1)  # kernels are compiled, slots and libraries' workspaces made
+    conveyors = find_conveyors(pipeline)
+    moved_before = sum(conveyor.moved for conveyor in conveyors)
+    with watched(device) as drawing:
+        seconds, at_first_step = draw(pipeline, tier, steps=tier.steps, conveyors=conveyors)
+    moved = sum(conveyor.moved for conveyor in conveyors)
+    plan = pipeline.plan
+    row: dict[str, Any] = {
+        **asdict(tier),
+        "seconds": round(seconds, 3),
+        "load_seconds": round(loaded, 1),
+        "moved_per_step_gb": gb((moved - at_first_step) / max(1, tier.steps - 1)) if conveyors else 0.0,
+        "moved_gb": gb(moved - moved_before),
+        "host_before_gb": {kind: gb(size) for kind, size in before.items()},
+        "loading": peaks(loading),
+        "drawing": peaks(drawing),
+        "plan": None if plan is None else {**plan.to_dict(), "lines": plan.lines},
+    }
+    if plan is not None and "allocated" in drawing:
+        row["predicted_over_allocated"] = round(plan.device_bytes / drawing["allocated"], 3)
+    return row
+
+
+def cap(tier: Tier, device: torch.device) -> None:
+    """Let torch's allocator have the tier less what context and libraries take."""
+    if tier.gigabytes is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, (tier.gigabytes * 1e9 - CONTEXT) / total), device
+        )
+
+
+def load(tier: Tier, device: torch.device) -> Any:
+    """The tier's pipeline."""
+    edits = tier.task == "editing"
+    budget = None
+    if tier.gigabytes is not None:
+        host = None if tier.host_gigabytes is None else round(tier.host_gigabytes * 1e9)
+        budget = Budget(
+            device_bytes=round(tier.gigabytes * 1e9), host_bytes=host, width=tier.size, height=tier.size
+        )
+    if budget is not None and tier.forced:
+        kind = Kandinsky5I2IPipeline if edits else Kandinsky5T2IPipeline
+        plan = plan_for(Path(tier.folder), budget, device=device, dtype=torch.bfloat16, edits=edits)
+        streamed = replace(
+            plan,
+            network_origin="host",
+            encoder_origin="disk",
+            resident_blocks=0,
+            slots=2,
+            small_stream=True,
+        )
+        return load_planned(kind, Path(tier.folder), streamed, dtype=torch.bfloat16)
+    task = "editing" if edits else "text-to-image"
+    return load_pipeline(tier.folder, device=tier.device, dtype="bf16", task=task, budget=budget)  # type: ignore[arg-type]
+
+
+def fast(pipeline: Any, device: torch.device) -> None:
+    """Mode exact where there is a GPU, resident and streamed alike; fp8 has its mode by its plan."""
+    pipeline.set_progress_bar_config(disable=True)
+    if device.type == "cuda" and pipeline.transformer.fast_path is None:
+        use_mode(pipeline.transformer, "exact", device=device)
+
+
+def draw(pipeline: Any, tier: Tier, *, steps: int, conveyors: Any = ()) -> tuple[float, int]:
+    """Prompt to PNG once: seconds, and the bytes that the conveyors had moved after the first step."""
+    moved: list[int] = []
+
+    def after_step(_: Any, index: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 0:
+            moved.append(sum(conveyor.moved for conveyor in conveyors))
+        return tensors
+
+    arguments: dict[str, Any] = {"image": source(tier.size)} if tier.task == "editing" else {}
+    start = time.perf_counter()
+    image = pipeline(
+        prompt=PROMPT,
+        width=tier.size,
+        height=tier.size,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(0),
+        callback_on_step_end=after_step,
+        **arguments,
+    ).images[0]
+    image.save(io.BytesIO(), format="PNG")
+    return time.perf_counter() - start, moved[0]
+
+
+def source(size: int) -> Image.Image:
+    """A picture to edit."""
+    rows, columns = np.mgrid[0:size, 0:size] / size
+    waves = [np.sin(5 * columns + 3 * rows * (i + 1) + i) for i in range(3)]
+    return Image.fromarray(np.uint8(np.stack(waves, axis=-1) * 100 + 128))
+
+
+def find_conveyors(pipeline: Any) -> list[Any]:
+    """All of a pipeline."""
+    found = {}
+    for name in ("transformer", "text_encoder", "text_encoder_2"):
+        for module in getattr(pipeline, name).modules():
+            entry = getattr(module, ATTRIBUTE, None)
+            if entry is not None:
+                found[id(entry[0])] = entry[0]
+    return list(found.values())
+
+
+def peaks(found: dict[str, Any]) -> dict[str, Any]:
+    """In gigabytes; host_gb is what counts: anonymous, shared and torch's own locked memory."""
+    host = found["host"]
+    told: dict[str, Any] = {
+        "host_gb": gb(host["anonymous"] + host["shared"] + found.get("locked_by_torch", 0)),
+        **{f"host_{kind}_gb": gb(size) for kind, size in host.items()},
+    }
+    told |= {
+        f"device_{name}_gb": gb(found[key])
+        for name, key in (("driver", "device_bytes"), ("allocated", "allocated"), ("reserved", "reserved"))
+        if found.get(key)
+    }
+    return told
+
+
+def gb(size: float) -> float:
+    """Bytes as gigabytes (1e9)."""
+    return round(size / 1e9, 3)
+
+
+def main(text: str) -> None:
+    """In the new process."""
+    print(json.dumps(measure(Tier(**json.loads(text)))))
