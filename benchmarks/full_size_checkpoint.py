@@ -98,8 +98,8 @@ def models(tiny: bool, *, editing: bool = False) -> dict[str, Any]:
 def picture_tokens() -> dict[str, int]:
     """Ids of the tokens that stand for pictures, in the embedded model's vocabulary, whose tokenizer goes along."""
     config = json.loads((EMBEDDED / "text_encoder" / "config.json").read_text())
-    return {name: config[name] for name in config if name.endswith("_token_id") and "im" in name or "vision" in name
-            and name.endswith("_token_id")}  # fmt: skip
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return {name: config[name] for name in names if name in config}
 
 
 def old_name(component: str, name: str) -> str:

@@ -189,7 +189,9 @@ def main() -> None:
     )
     arguments.add_argument("--tiny", action="store_true", help="the same layout with small models")
     arguments.add_argument("--cpu", action="store_true", help="a picture without a GPU, and what it took")
-    arguments.add_argument("--quality", action="store_true", help="distances and scores by format, on the CPU")
+    arguments.add_argument(
+        "--quality", action="store_true", help="distances and scores by format, on the CPU"
+    )
     arguments.add_argument("--folder", help="the checkpoint; written if it is not there, and kept")
     arguments.add_argument("--device", help="default: cuda if there is one")
     arguments.add_argument("--only", nargs="+", metavar="ROW", help="rows by name, such as resident '8 GB'")

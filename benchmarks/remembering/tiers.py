@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from remembering.watching import host_bytes, watched
 
 from kandinsky5.budget import Budget
 from kandinsky5.loading import load_pipeline
@@ -22,6 +21,7 @@ from kandinsky5.memory.machine import CONTEXT
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.placement import use_mode
 from kandinsky5.streaming.conveyor import ATTRIBUTE
+from remembering.watching import host_bytes, watched
 
 PROMPT = "A lighthouse on a cliff at dusk, painted in broad strokes, with gulls and a small boat far below."
 
@@ -83,9 +83,7 @@ def cap(tier: Tier, device: torch.device) -> None:
     """Let torch's allocator have the tier less what context and libraries take."""
     if tier.gigabytes is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, (tier.gigabytes * 1e9 - CONTEXT) / total), device
-        )
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (tier.gigabytes * 1e9 - CONTEXT) / total), device)
 
 
 def load(tier: Tier, device: torch.device) -> Any:

@@ -14,7 +14,7 @@ from diffusers import PipelineQuantizationConfig
 from torch import nn
 
 from kandinsky5.budget import Budget
-from kandinsky5.checkpoint.finite import postponed
+from kandinsky5.checkpoint.finite import check_finite, postponed
 from kandinsky5.checkpoint.packing import PLAIN
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
 from kandinsky5.errors import RequestError
@@ -123,6 +123,9 @@ def load_planned(
     late = [name for name in ("transformer", "text_encoder") if _origin(plan, name) == "disk"]
     with postponed() if late else ExitStack():
         pipeline = pipeline_class.from_pretrained(str(folder), variant=variant, **arguments)
+    for name in COMPONENTS:
+        if late and name not in (*late, *components):
+            check_finite(getattr(pipeline, name), folder / name)
     if plan.network == "nf4" and model.stored["transformer"] == PLAIN:
         pack_network(pipeline.transformer, plan.network, torch.device(plan.device))
     if model.is_narrow:

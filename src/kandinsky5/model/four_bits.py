@@ -41,11 +41,16 @@ def pack(network: Any, names: Collection[str], kept: Collection[str], device: to
         kept: parts that are not packed, for the config.
         device: where weights are packed, in turn; a GPU is a hundred times faster at it.
     """
-    for name in names:
-        layer = network.get_submodule(name)
-        weight = _parameter(layer.weight.data).to(device).to("cpu")
-        network.set_submodule(name, _layer(layer, weight))
+    replace_layers(network, names, device)
     _mark(network, settings(kept))
+
+
+def replace_layers(model: nn.Module, names: Collection[str], device: torch.device) -> None:
+    """The layers of any model, as `pack` does it, and nothing else."""
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        weight = _parameter(layer.weight.data).to(device).to("cpu")
+        model.set_submodule(name, _layer(layer, weight))
 
 
 def load(network: Any, stored: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
