@@ -7,6 +7,7 @@ came about.
 import json
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
@@ -75,4 +76,5 @@ def write_lora(lora: Lora, path: Path, form: LoraFormat, *, about: Mapping[str, 
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written: {reason(error)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()

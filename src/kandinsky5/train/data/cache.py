@@ -9,6 +9,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -61,7 +62,8 @@ class TensorCache:
                 f"{path} cannot be written: {reason(error)}. What is in the cache is whole."
             ) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
 
 
 def key_of(**parts: object) -> str:

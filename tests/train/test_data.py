@@ -1,0 +1,320 @@
+"""Sources, sizes, the cache and the order: what is read, what is left out and why, and what comes when."""
+
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.geometry import NATIVE_SIZES
+from kandinsky5.train.data.cache import TensorCache, fingerprint, key_of
+from kandinsky5.train.data.encoding import Learnable, check_flaws, held_back
+from kandinsky5.train.data.examples import Example, Flaw, folder_examples
+from kandinsky5.train.data.order import Order
+from kandinsky5.train.data.remote import examples_of
+from kandinsky5.train.data.rows import RowReader
+from kandinsky5.train.data.sizes import enlarged, nearest_size, sizes_of
+from kandinsky5.train.settings import SourceSettings
+from tests.pipelines.conftest import picture
+
+from .conftest import Told, small_settings, write_edits, write_pictures
+
+
+def read(folder: Path) -> tuple[list[Example], list[Flaw]]:
+    found = list(folder_examples(folder))
+    return [x for x in found if isinstance(x, Example)], [x for x in found if isinstance(x, Flaw)]
+
+
+# -- Sources ---------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_pictures_with_captions_beside_them(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "a", count=3)
+    write_pictures(tmp_path / "a" / "deeper", count=1)
+    (tmp_path / "a" / "1.txt").unlink()
+    (tmp_path / "a" / "2.txt").write_text(" \n")
+    examples, flaws = read(tmp_path / "a")
+    assert [e.picture.name for e in examples] == ["0.png", "deeper/0.png"]
+    assert len(examples[0].texts) == 3
+    assert [(f.name, f.reason) for f in flaws] == [
+        ("1.png", "no 1.txt beside it"),
+        ("2.png", "2.txt is empty"),
+    ]
+
+
+def test_metadata_lists_pictures_and_edits(tmp_path: Path) -> None:
+    write_edits(tmp_path, count=1)
+    lines = [
+        {"file_name": "after-0.png", "text": "blue"},
+        {"file_name": "after-0.png", "texts": ["a", " ", "b"]},
+        {"source": "before-0.png", "instructions": ["make it blue", "blue it"], "target": "after-0.png"},
+        {"file_name": "../secret.png", "text": "x"},
+        {"file_name": "gone.png", "text": "x"},
+        {"file_name": "after-0.png"},
+        {"file_name": "after-0.png", "text": ""},
+        {"text": "x"},
+        [],
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join([*(json.dumps(line) for line in lines), "{", ""]))
+    examples, flaws = read(tmp_path)
+    assert [e.texts for e in examples] == [("blue",), ("a", "b"), ("make it blue", "blue it")]
+    assert [e.source is not None for e in examples] == [False, False, True]
+    reasons = [flaw.reason for flaw in flaws]
+    for reason, part in zip(
+        reasons,
+        [
+            "outside the folder",
+            "is missing",
+            "has no text",
+            "blank",
+            "names no picture",
+            "no JSON object",
+            "Expecting",
+        ],
+        strict=True,
+    ):
+        assert part in reason
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is not a folder"):
+        list(folder_examples(tmp_path / "none"))
+    with pytest.raises(RequestError, match="holds no pictures"):
+        list(folder_examples(tmp_path))
+
+
+def test_hugging_face_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pictures = [picture(64, 64, seed=i) for i in range(3)]
+    columns = {"image": pictures, "text": ["a", ["b", "c"][0], "d"], "before": pictures[::-1]}
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).cast_column(
+        "before", datasets.Image()
+    ).save_to_disk(str(tmp_path / "set"))
+    source = SourceSettings(path="set", kind="datasets", source="before")
+    examples = [e for e in examples_of(source, tmp_path) if isinstance(e, Example)]
+    assert [e.texts for e in examples] == [("a",), ("b",), ("d",)]
+    assert examples[0].picture.open().tobytes() == pictures[0].tobytes()
+    assert examples[0].source is not None and examples[0].source.open().tobytes() == pictures[2].tobytes()
+    with pytest.raises(RequestError, match="no column 'words'; it has image"):
+        list(examples_of(SourceSettings(path="set", kind="datasets", text="words"), tmp_path))
+
+
+def test_web_dataset_shards(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    buffer = io.BytesIO()
+    picture(64, 64).save(buffer, "PNG")
+    files = {
+        "0.png": buffer.getvalue(),
+        "0.txt": b"a\nb",
+        "1.source.png": buffer.getvalue(),
+        "1.target.png": buffer.getvalue(),
+        "1.json": json.dumps({"instruction": "blue"}).encode(),
+        "2.txt": b"no picture",
+    }
+    for number in range(2):
+        with tarfile.open(tmp_path / f"shard-{number}.tar", "w") as shard:
+            for name, data in files.items():
+                entry = tarfile.TarInfo(f"{number}{name}")
+                entry.size = len(data)
+                shard.addfile(entry, io.BytesIO(data))
+    source = SourceSettings(path="shard-{0..1}.tar", kind="webdataset", repeats=2, weight=0.25)
+    found = list(examples_of(source, tmp_path))
+    examples = [e for e in found if isinstance(e, Example)]
+    assert [e.texts for e in examples] == [("a", "b"), ("blue",)] * 2
+    assert [e.share for e in examples] == [0.5] * 4
+    assert [f.reason for f in found if isinstance(f, Flaw)] == ["has 0 pictures and 0 sources"] * 2
+
+
+def test_a_source_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kandinsky5.train.data.remote.find_spec", lambda name: None)
+    for kind in ("datasets", "webdataset"):
+        with pytest.raises(RequestError, match=rf"pip install 'kandinsky5\[{kind}\]'"):
+            list(examples_of(SourceSettings(path="x", kind=kind), tmp_path))
+
+
+# -- What is left out ------------------------------------------------------------------------------------------
+
+
+def test_bad_files_are_listed_and_a_limit_ends_the_run(tmp_path: Path, saved_folder: str) -> None:
+    from kandinsky5.train.training import train
+
+    write_pictures(tmp_path / "pictures", count=8)
+    (tmp_path / "pictures" / "1.png").write_bytes(b"no picture")
+    whole = (tmp_path / "pictures" / "2.png").read_bytes()
+    (tmp_path / "pictures" / "2.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (48, 48)).save(tmp_path / "pictures" / "3.png")
+    told = Told()
+    train(small_settings(tmp_path, saved_folder, run__steps=1, data__bad_limit=0.5), tmp_path, told)
+    left_out = tmp_path / "training" / "left-out.jsonl"
+    flaws = {row["name"]: row["reason"] for row in map(json.loads, left_out.read_text().splitlines())}
+    assert list(flaws) == ["1.png", "2.png", "3.png"]
+    assert "48x48, smaller than 64x64 by 1.33" in flaws["3.png"] and "upscale" in flaws["3.png"]
+    assert f"3 of 8 files left out, listed in {left_out}" in told.said
+    with pytest.raises(RequestError, match=r"3 of 8 files are unusable.*1\.png"):
+        train(small_settings(tmp_path, saved_folder, run__steps=1, data__bad_limit=0.1), tmp_path, told)
+    settings = small_settings(
+        tmp_path, saved_folder, run__steps=1, data__bad_limit=0.3, data__upscale=True, output="enlarged"
+    )
+    train(settings, tmp_path, told)
+    assert "6 pictures to learn from" in told.said
+
+
+def test_limits_of_bad_files() -> None:
+    flaws = [Flaw(name="a", reason="broken")]
+    check_flaws(9, flaws, 0.05)  # one of few is not yet a share
+    check_flaws(99, flaws, 0.05)
+    for found, limit in ((9, 0.0), (0, 1.0)):
+        with pytest.raises(RequestError, match="a: broken"):
+            check_flaws(found, flaws, limit)
+
+
+# -- Sizes -----------------------------------------------------------------------------------------------------
+
+
+def test_each_picture_goes_to_the_size_nearest_in_shape() -> None:
+    sizes = sizes_of(["native"], NATIVE_SIZES)
+    assert sizes == list(NATIVE_SIZES)
+    for size in sizes:
+        assert nearest_size(*size, sizes) == size
+    assert nearest_size(4000, 3000, sizes) == (1152, 896)
+    assert nearest_size(3000, 4000, sizes) == (896, 1152)
+    assert nearest_size(100, 1000, sizes) == (640, 1408)
+
+
+def test_of_several_sizes_of_one_shape_the_largest_that_is_filled() -> None:
+    sizes = sizes_of(["512x512", "native", "256x256"], [(1024, 1024)])
+    assert nearest_size(2000, 2000, sizes) == (1024, 1024)
+    assert nearest_size(600, 640, sizes) == (512, 512)
+    assert nearest_size(100, 100, sizes) == (256, 256)
+    assert enlarged(600, 640, (512, 512), "cover") == pytest.approx(512 / 600)
+    assert enlarged(600, 300, (512, 512), "pad") == pytest.approx(512 / 600)
+
+
+# -- The cache -------------------------------------------------------------------------------------------------
+
+
+def test_keys_name_what_an_entry_depends_on() -> None:
+    assert key_of(a=1, b=[2]) == key_of(b=[2], a=1) != key_of(a=1, b=[3])
+    module = torch.nn.Linear(3, 2)
+    before = fingerprint(module)
+    with torch.no_grad():
+        module.weight[0, 0] += 1
+    assert fingerprint(module) != before
+
+
+def write_forever(folder: Path) -> None:
+    cache = TensorCache(folder)
+    for number in itertools.count():
+        cache.put(key_of(i=number), {"x": torch.full((200_000,), float(number))})
+
+
+def test_a_writer_that_is_killed_leaves_no_half_entry(tmp_path: Path) -> None:
+    writer = multiprocessing.get_context("fork").Process(target=write_forever, args=(tmp_path,))
+    writer.start()
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.rglob("[!.]*.safetensors"))) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    writer.kill()
+    writer.join()
+    cache = TensorCache(tmp_path)
+    entries = [path.stem for path in tmp_path.rglob("*.safetensors") if not path.name.startswith(".")]
+    assert len(entries) >= 20
+    for key in entries:
+        entry = cache.get(key)
+        assert entry is not None and len(entry["x"].unique()) == 1 and len(entry["x"]) == 200_000
+
+
+def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
+    cache, key = TensorCache(tmp_path), key_of(a=1)
+    assert key not in cache and cache.get(key) is None
+    cache.put(key, {"x": torch.ones(4)})
+    path = cache.path(key)
+    path.write_bytes(path.read_bytes()[:-3])
+    assert key not in cache and cache.get(key) is None
+    (tmp_path / key[:2]).rmdir()
+    (tmp_path / key[:2]).write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        cache.put(key, {"x": torch.ones(4)})
+
+
+# -- The order -------------------------------------------------------------------------------------------------
+
+
+def learnable(
+    number: int, size: tuple[int, int] = (64, 64), share: float = 1.0, edit: bool = False
+) -> Learnable:
+    return Learnable(
+        name=str(number),
+        size=size,
+        picture=f"p{number}",
+        texts=("a", "b"),
+        empty="e",
+        source="s" if edit else None,
+        share=share,
+        digest=hashlib.sha256(str(number).encode()).hexdigest(),
+    )
+
+
+def test_an_epoch_shows_each_row_as_often_as_its_share_says() -> None:
+    rows = [learnable(0), learnable(1, share=3.0), learnable(2, share=0.5), learnable(3), learnable(4)]
+    order = Order(rows, 1, seed=3, editing_share=0.5)
+    seen = Counter(pick.row for index in range(400) for pick in order[index])
+    assert seen[1] / seen[0] == pytest.approx(3, rel=0.05)
+    assert seen[2] / seen[0] == pytest.approx(0.5, rel=0.3)
+    texts = Counter(pick.text for index in range(400) for pick in order[index])
+    assert 150 < texts[0] < 250
+
+
+def test_micro_batches_have_one_size_and_one_task() -> None:
+    rows = [learnable(i, size=(64, 64) if i % 2 else (64, 96), edit=i % 3 == 0) for i in range(20)]
+    order = Order(rows, 4, seed=0, editing_share=0.8)
+    batches = [order[index] for index in range(200)]
+    for batch in batches:
+        assert len(batch) == 4
+        assert len({(rows[pick.row].size, rows[pick.row].source) for pick in batch}) == 1
+    edits = sum(rows[batch[0].row].source is not None for batch in batches) / len(batches)
+    assert edits == pytest.approx(0.8, abs=0.06)
+
+
+def test_the_order_is_a_function_of_seed_and_number() -> None:
+    rows = [learnable(i) for i in range(7)]
+    a, b = (Order(rows, 2, seed=1, editing_share=0.5) for _ in range(2))
+    forwards = [a[index] for index in range(30)]
+    assert [b[index] for index in reversed(range(30))] == forwards[::-1]
+    assert [Order(rows, 2, seed=2, editing_share=0.5)[index] for index in range(30)] != forwards
+    assert a.epoch_of(0) == 0 and a.epoch_of(4) == 1.0 and a.epoch_of(6) == 1.5
+
+
+def test_rows_are_held_back_by_their_own_hashes() -> None:
+    rows = [learnable(i) for i in range(1000)]
+    learnt, back = held_back(rows, 0.1)
+    assert 50 < len(back) < 150 and len(learnt) + len(back) == 1000
+    assert {row.name for row in held_back(rows[:500], 0.1)[1]} == {
+        row.name for row in back if int(row.name) < 500
+    }
+
+
+def test_words_are_left_out_of_the_share_asked_for(tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path)
+    for key, value in (("p0", 0.0), ("a", 1.0), ("b", 1.0), ("e", 0.0)):
+        shapes = {"mean": (1, 2, 2, 4), "deviation": (1, 2, 2, 4), "text": (3, 5), "pooled": (6,)}
+        cache.put(key, {name: torch.full(shape, value) for name, shape in shapes.items()})
+    rows = [learnable(0)]
+    reader = RowReader(rows, cache, unconditional=0.25, seed=9)
+    order = Order(rows, 1, seed=0, editing_share=0.5)
+    stream = list(reader.stream((order[index], index) for index in range(400)))
+    empty = sum(float(one.conditioning.text.sum()) == 0 for one in stream)
+    assert empty == pytest.approx(100, abs=30)
+    assert len({one.seeds for one in stream}) == 400
+    cache.path("p0").unlink()
+    with pytest.raises(CheckpointError, match="gone or damaged"):
+        reader.read(order[0], 0)
