@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -23,3 +24,11 @@ def nothing_is_quiet() -> Iterator[None]:
 
         enable_progress_bars()
     yield
+
+
+@pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are written out in 24 tokens of this process, not 256."""
+    from kandinsky5.expansion import expand
+
+    monkeypatch.setattr("kandinsky5.pipelines.drawing.expand", partial(expand, most_tokens=24))

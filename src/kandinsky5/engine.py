@@ -129,6 +129,21 @@ class Engine:
             for image, seed in zip(output.images, resolved.seeds, strict=True)
         ]
 
+    def expanded(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
+        """The request with its prompt written out by the text encoder. Raises as `generate` does."""
+        *_, prompt = self.expanding(request, picture)
+        return replace(request, prompt=prompt)
+
+    def expanding(self, request: ImageRequest, picture: Image.Image | None = None) -> Iterator[str]:
+        """What is written of the longer prompt so far, after each token; the last is the answer."""
+        resolved = self.resolve(request, picture)
+        fitted = None
+        if isinstance(resolved, EditRequest) and picture is not None:
+            assert resolved.width and resolved.height
+            fitted, _ = fit_picture(picture, (resolved.width, resolved.height), resolved.fit)
+        with self._room_for(resolved):
+            yield from self.pipeline.expanding(resolved.prompt, fitted)
+
     def begin(self, resolved: ImageRequest, picture: Image.Image | None = None) -> tuple[Run, Fit | None]:
         """A resolved request before its first step, and how the source of an edit came to its size.
 

@@ -58,6 +58,37 @@ TEMPLATE_NAMES = tuple(_SPELLINGS)
 TEXT_TO_IMAGE = TEMPLATES["text-to-image", "release"]
 EDITING = TEMPLATES["editing", "release"]
 
+EXPANSION: Mapping[Task, str] = MappingProxyType(
+    {
+        "text-to-image": (
+            "You write prompts for a program that paints what it is told. The user gives a short prompt. Answer with "
+            "one paragraph of at most 120 words, in English, that describes the finished picture: everything the user "
+            "names, with its number, colours, place and any lettering word for word, then the setting, the light, the "
+            "materials, the composition and the style that suit it. Add nothing that contradicts the user, and no "
+            "comments."
+        ),
+        "editing": (
+            "You write instructions for a program that edits pictures. The user shows a picture and says what to "
+            "change. Answer with one paragraph of at most 80 words, in English, that says exactly which part of this "
+            "picture changes, how it looks afterwards, and that the rest stays as it is. Keep any lettering word for "
+            "word. Add nothing that the user did not ask for, and no comments."
+        ),
+    }
+)
+"""What the text encoder is told before it writes a prompt out. The words are ours."""
+
+ENDINGS = ("<|im_end|>", "<|endoftext|>")
+"""Tokens that end a turn of Qwen's chat."""
+
+
+def expansion_chat(prompt: str, task: Task, images: int = 0) -> str:
+    """The chat whose next turn is the longer prompt, for one prompt with `images` pictures."""
+    return (
+        f"<|im_start|>system\n{EXPANSION[task]}<|im_end|>\n"
+        f"<|im_start|>user\n{IMAGE_PLACEHOLDER * images}{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 _TRAINED_CROPS: Mapping[int, int] = MappingProxyType({41: 41, 52: 55})
 
 

@@ -144,3 +144,16 @@ class TestLoading:
         monkeypatch.setattr(kandinsky5.hub, "fetch", lambda *_, **__: pytest.fail("fetched"))
         with pytest.raises(RequestError, match="t2i-lite-sft makes pictures from text only"):
             load_pipeline("t2i-lite-sft", task="editing", device="cpu")
+
+
+@pytest.mark.usefixtures("few_tokens")
+def test_an_instruction_is_written_out_for_the_source_that_is_shown(editing: Kandinsky5I2IPipeline) -> None:
+    engine = Engine(editing, source="tiny")
+    texts = set()
+    for seed in (1, 2):
+        source = picture(seed=seed)
+        request = EditRequest(prompt="make it blue", source=content_hash(source), seed=4)
+        longer = engine.expanded(request, source)
+        assert replace(longer, prompt=request.prompt) == request
+        texts.add(longer.prompt)
+    assert len(texts) == 2 and "make it blue" not in texts

@@ -13,6 +13,7 @@ from PIL import Image
 
 from kandinsky5.cli.app import run
 from kandinsky5.cli.picturefile import read_provenance
+from kandinsky5.pipelines import Kandinsky5T2IPipeline
 
 
 @pytest.fixture
@@ -140,3 +141,24 @@ def test_a_reader_that_leaves_early_is_no_traceback(folder: Path, tmp_path: Path
     )
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.usefixtures("few_tokens")
+def test_a_prompt_is_written_out_told_and_stored(
+    folder: Path, capsys: pytest.CaptureFixture[str], pipeline: Kandinsky5T2IPipeline
+) -> None:
+    """The picture holds the longer prompt, so that --like draws it again without writing."""
+    arguments = ["generate", "a red circle", "--model", str(folder), "--device", "cpu", "--precision", "fp32"]
+    assert run([*arguments, "-o", "a.png", "--seed", "5", "--expand"]) == 0
+    longer = pipeline.expand_prompt("a red circle")
+    assert read_provenance(Path("a.png")).request.prompt == longer != "a red circle"
+    assert capsys.readouterr().out.startswith("a.png\tseed 5\t")
+    again = ["generate", "--model", str(folder), "--device", "cpu", "--precision", "fp32", "--like", "a.png"]
+    assert run([*again, "-o", "b.png"]) == 0
+    with Image.open("a.png") as first, Image.open("b.png") as second:
+        assert first.tobytes() == second.tobytes()
+
+
+def test_the_embedded_model_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "a red circle", "--expand"]) == 2
+    assert "only reads" in capsys.readouterr().err

@@ -374,3 +374,10 @@ def test_moves_and_casts(untied):
     assert pipe.text_encoder.dtype == pipe.text_encoder.lm_head.dtype == torch.bfloat16
     pipe.text_encoder.to("meta")  # whatever moves, there is nothing here that cannot
     assert pipe.text_encoder.lm_head.dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("few_tokens")
+def test_a_prompt_is_written_out_with_the_projection_that_was_left_on_disk(untied):
+    pipe, whole = (Kandinsky5T2IPipeline.from_pretrained(untied, **given) for given in ({}, WHOLE))
+    assert pipe.expand_prompt(SHORT) == whole.expand_prompt(SHORT) != SHORT
+    assert left_out(pipe.text_encoder) == ("vision",)

@@ -59,6 +59,20 @@ def test_models_are_listed(embedded: RunningServer, served: RunningServer) -> No
     assert served.openai.models.retrieve(other.id).id == other.id, "a folder's name has slashes"
 
 
+def test_a_prompt_is_written_out_and_told(served: RunningServer, embedded: RunningServer) -> None:
+    expand = {**FEW, "expand_prompt": True}
+    answer = served.openai.images.generate(prompt="a red circle", size="64x64", extra_body=expand)
+    (item,) = answer.data or []
+    longer = item.revised_prompt
+    assert longer and longer != "a red circle"
+    assert Provenance.from_json(stored_json(opened(item)) or "").request.prompt == longer
+    direct = served.openai.images.generate(prompt=longer, size="64x64", extra_body=FEW)
+    assert direct.data and direct.data[0].revised_prompt is None
+    assert np.abs(pixels(opened(item)) - pixels(opened(direct.data[0]))).max() <= 1
+    with pytest.raises(openai.BadRequestError, match="only reads"):
+        embedded.openai.images.generate(prompt="a red circle", extra_body=expand)
+
+
 @pytest.mark.parametrize(("output_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_formats_and_what_a_picture_says_of_itself(
     served: RunningServer, output_format: str, kind: str

@@ -227,3 +227,33 @@ def test_a_preview_of_the_embedded_model_shows_its_colours() -> None:
     assert shown.shape == (16, 16, 3)
     assert np.abs(shown - real).mean() < 15, "levels of 255"
     assert np.abs(shown - real.mean((0, 1))).mean() > 30, "a plain colour would not do"
+
+
+@pytest.mark.usefixtures("few_tokens")
+def test_a_prompt_is_written_out_between_the_steps_of_others(stepwise: Stepwise, engines: dict) -> None:
+    """The other request is drawn meanwhile, both are what they would be alone, and one can be given up."""
+    engine, request = engines["text-to-image"], asked("a red circle", 1)
+    longer = engine.expanded(request)
+    other = asked("a star", 2, steps=20)
+    assert isinstance(stepwise.begin(Begin(id="other", request=other)), Begun)
+    for name in ("short", "dropped"):
+        assert stepwise.begin(Begin(id=name, request=request, expand=True)) is None
+    reports = list(stepwise.step())
+    assert stepwise.drop("dropped") and not stepwise.drop("dropped")
+    reports += list(run(stepwise))
+    (begun,) = [report for report in reports if isinstance(report, Begun)]
+    assert (begun.id, begun.expanded, begun.request.prompt) == ("short", True, longer.prompt)
+    found = finished(reports)
+    assert set(found) == {"other", "short"}
+    stepped = [report.done for report in reports[: reports.index(begun)] if isinstance(report, Stepped)]
+    assert 2 < len(stepped) < 20, "it joins while the other is drawn"
+    for name, alone in (("short", longer), ("other", other)):
+        assert difference(found[name].pictures[0].image, engine.generate(alone)[0].image) <= 1
+
+
+def test_a_prompt_that_cannot_be_written_out_fails_alone(stepwise: Stepwise) -> None:
+    assert isinstance(stepwise.begin(Begin(id="fine", request=asked(SHORT, 1))), Begun)
+    assert stepwise.begin(Begin(id="odd", request=asked("a <|image_pad|>", 2), expand=True)) is None
+    reports = list(run(stepwise))
+    (failed,) = [report for report in reports if isinstance(report, Failed)]
+    assert (failed.id, failed.kind) == ("odd", "request") and set(finished(reports)) == {"fine"}

@@ -40,6 +40,7 @@ def edit(
     negative: options.Negative = None,
     seed: options.Seed = None,
     n: options.Count = None,
+    expand: options.Expand = False,
     from_file: options.FromFile = None,
     like: options.Like = None,
     lora: options.Loras = None,
@@ -88,6 +89,7 @@ def edit(
         quiet=quiet,
         as_json=as_json,
         loras=loras,
+        expand=expand,
         source=Source(name=str(source), picture=picture),
         compare=compare,
     )

@@ -31,6 +31,7 @@ def generate(
     negative: options.Negative = None,
     seed: options.Seed = None,
     n: options.Count = None,
+    expand: options.Expand = False,
     from_file: options.FromFile = None,
     like: options.Like = None,
     lora: options.Loras = None,
@@ -65,6 +66,7 @@ def generate(
         quiet=quiet,
         as_json=as_json,
         loras=loras,
+        expand=expand,
     )
     draw(job, context.obj)
 

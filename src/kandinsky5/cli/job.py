@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from kandinsky5.cli.adapters import ChosenLora
 from kandinsky5.budget import Budget
+from kandinsky5.cli.adapters import ChosenLora
 from kandinsky5.cli.hints import hints_for
 from kandinsky5.cli.picturefile import write_picture
 from kandinsky5.cli.progress import drawing, waiting
@@ -62,6 +62,7 @@ class Job:
     quiet: bool
     as_json: bool
     loras: Sequence[ChosenLora] = ()
+    expand: bool = False
     source: Source | None = None
     compare: bool = False
 
@@ -134,6 +135,10 @@ def draw(job: Job, opener: OpenEngine) -> None:
     """Carry out a checked job: open the engine, draw each prompt, write each picture and print its line."""
     console = Console(stderr=True)
     model = resolve_model(job.model)
+    if job.expand and model.name == EMBEDDED:
+        raise RequestError(
+            "The embedded model's text encoder only reads; --expand needs a published model, or a folder of one."
+        )
     if job.quiet and model.hub_id is not None:
         quieten_client(bars=True)
     # A download shows bars of its own, with better estimates than a spinner.
@@ -142,7 +147,7 @@ def draw(job: Job, opener: OpenEngine) -> None:
         for lora in job.loras:
             engine.add_lora(lora.name, lora.source)
     source = job.source.picture if job.source is not None else None
-    requests = [engine.resolve(request, source) for request in job.requests]
+    requests = [engine.resolve(request, source) for request in _expanded(job, engine, console)]
     if not job.quiet and model.name == EMBEDDED:
         for hint in hints_for([request.prompt for request in requests]):
             _remark(console, hint)
@@ -160,6 +165,19 @@ def draw(job: Job, opener: OpenEngine) -> None:
                         _remark(console, fit)
                     fits.add(fit)
                     typer.echo(_line(job, picture, path))
+
+
+def _expanded(job: Job, engine: "Engine", console: Console) -> Sequence[ImageRequest]:
+    """The job's requests; where it is asked for, with their prompts written out, which are then told."""
+    if not job.expand:
+        return job.requests
+    picture = job.source.picture if job.source is not None else None
+    with waiting(console, "Writing the prompt out", shown=not job.quiet):
+        longer = [engine.expanded(request, picture) for request in job.requests]
+    if not job.quiet:
+        for request in longer:
+            _remark(console, request.prompt)
+    return longer
 
 
 def _write(job: Job, picture: "GeneratedImage", path: Path) -> None:

@@ -104,6 +104,7 @@ def serve(
         model=row.name if row is not None else source.name,
         aliases=() if row is None else tuple(name for name in (*row.aliases, row.hub_id) if name),
         keys=keys,
+        expands=source.name != EMBEDDED,
         max_pixels=max_pixels,
         max_steps=max_steps,
         max_count=max_n,

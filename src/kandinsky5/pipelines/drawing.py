@@ -5,7 +5,7 @@ edits. The two public pipelines are front doors to this: they say what a caller 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +18,13 @@ from kandinsky5 import denoise
 from kandinsky5 import latents as latent_stage
 from kandinsky5.conditioning import encode_prompts, view
 from kandinsky5.errors import RequestError
+from kandinsky5.expansion import expand
 from kandinsky5.geometry import check_size
 from kandinsky5.model.transformer import MAX_TEXT_POSITIONS
 from kandinsky5.pictures import halved, to_pixels
 from kandinsky5.pipelines.base import ImagePipeline
 from kandinsky5.pipelines.callbacks import StepCallback, apply_callback
+from kandinsky5.pipelines.encoder_parts import bring_in
 from kandinsky5.pipelines.output import OUTPUT_TYPES
 from kandinsky5.pipelines.processor_files import build_picture_processor
 from kandinsky5.pipelines.prompt_input import Prompts
@@ -249,6 +251,38 @@ class DrawingPipeline(ImagePipeline):
             pictures=shown,
             picture_processor=self.picture_processor if shown else None,
         )
+
+    def expand_prompt(self, prompt: str, image: Image.Image | None = None) -> str:
+        """The prompt written out by the text encoder, for `prompt=` of a call; 256 tokens at most.
+
+        Args:
+            prompt: a few words.
+            image: the source of an edit, RGB at the size of the result; only where this pipeline edits.
+
+        Raises:
+            RequestError: the pipeline has no text encoder, or one that wrote nothing.
+        """
+        *_, text = self.expanding(prompt, image)
+        return text
+
+    def expanding(self, prompt: str, picture: Image.Image | None = None) -> Iterator[str]:
+        """The same, and what is written so far after each token.
+
+        The vocabulary projection is brought in if it was left on disk, and stays.
+        """
+        if self.text_encoder is None:
+            raise RequestError("This pipeline was loaded without its text encoder, which writes prompts out.")
+        bring_in(self.text_encoder, ["head"])
+        seen = None if picture is None else view(self._shown(picture), self.picture_processor)
+        with planned(self.plan):
+            yield from expand(
+                clean(prompt),
+                "text-to-image" if seen is None else "editing",
+                text_encoder=self.text_encoder,
+                tokenizer=self.tokenizer,
+                device=self._execution_device,
+                seen=seen,
+            )
 
     def picture_tokens(self, picture: Image.Image) -> int:
         """How many tokens the text encoder is given of a source at the size of its edit."""

@@ -84,7 +84,7 @@ def images_body(
     body: dict[str, Any] = {
         "created": created,
         "background": "opaque",
-        "data": list(data),
+        "data": [{**item, **revised(begun)} for item in data],
         "output_format": delivery.output_format,
         "quality": delivery.quality,
         "size": told_size(begun.request),
@@ -92,6 +92,11 @@ def images_body(
         "model_parameters": parameters_of(begun.request),
     }
     return body if delivery.user is None else {**body, "safety_identifier": delivery.user}
+
+
+def revised(begun: Begun) -> dict[str, str]:
+    """OpenAI's name for the prompt that was drawn, where it is not the one that was sent."""
+    return {"revised_prompt": begun.request.prompt} if begun.expanded else {}
 
 
 def parameters_of(request: ImageRequest) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def _model(desk: Desk) -> dict[str, object]:
         "created": 0,
         "owned_by": "kandinsky5",
         "limits": limits_of(desk.settings),
+        "expands_prompts": desk.settings.expands,
     }
     if card is None:
         return told

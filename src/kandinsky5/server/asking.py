@@ -36,6 +36,7 @@ class Asking:
         key: str,
         priority: int = 0,
         previews: int = 0,
+        expand: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._service = service
@@ -47,7 +48,13 @@ class Asking:
             loop.call_soon_threadsafe(self._reports.put_nowait, report)
 
         self.ticket = service.submit(
-            request, picture, listener=listen, key=key, priority=priority, previews=previews
+            request,
+            picture,
+            listener=listen,
+            key=key,
+            priority=priority,
+            previews=previews,
+            expand=expand,
         )
 
     async def reports(self) -> AsyncIterator[Report]:

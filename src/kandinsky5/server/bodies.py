@@ -64,6 +64,12 @@ class DrawingFields(BaseModel):
     seed: Annotated[
         int | None, Field(ge=0, le=MAX_SEED, description="Picture i of n is drawn with seed + i.")
     ] = None
+    expand_prompt: Annotated[
+        bool | None,
+        Field(
+            description="Have the text encoder write the prompt out first; revised_prompt is what was drawn."
+        ),
+    ] = None
     priority: Annotated[
         int | None,
         Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY, description="Among this key's own requests."),

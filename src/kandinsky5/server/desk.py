@@ -20,7 +20,8 @@ from kandinsky5.server.uploads import Upload
 from kandinsky5.service import Card, Service
 
 DECODED_AT_ONCE: Final = 2
-"""Uploads; each may take a quarter of a gigabyte while it is decoded."""
+"""Uploads, each of which may take a quarter of a gigabyte while it is decoded; and previews, as often as they are asked
+for."""
 
 
 class Desk:
@@ -51,6 +52,9 @@ class Desk:
         if upload is not None and "editing" not in self.card.tasks:
             message = "The model served here makes pictures from text only; edits need an editing model."
             raise Problem(400, message, code="unsupported", param="model")
+        if body.expand_prompt and not self.settings.expands:
+            message = "The text encoder of the model served here only reads; leave expand_prompt out."
+            raise Problem(400, message, code="unsupported", param="expand_prompt")
         delivery = delivery_of(body)
         source = None if upload is None else upload.source
         wanted = request_of(body, self.settings, self.card, source=source)
@@ -62,6 +66,7 @@ class Desk:
             key=request.state.key,
             priority=body.priority or 0,
             previews=delivery.partial_images if previews is None else previews,
+            expand=bool(body.expand_prompt),
         )
         tell(
             "accepted",

@@ -204,7 +204,12 @@ def _answers() -> Json:
     maybe_text, maybe_whole = {"type": ["string", "null"]}, {"type": ["integer", "null"]}
     picture = {
         "type": "object",
-        "properties": {"b64_json": text, "url": {"type": "string", "format": "uri"}, "seed": whole},
+        "properties": {
+            "b64_json": text,
+            "url": {"type": "string", "format": "uri"},
+            "seed": whole,
+            "revised_prompt": text,
+        },
         "required": ["seed"],
     }
     problem = _object("message", "type", param=maybe_text, code=maybe_text)
@@ -253,7 +258,9 @@ def _model() -> Json:
     )
     texts = {"type": "array", "items": text}
     defaults = _object("size", sizes=texts, steps=whole, guidance=number, tasks=texts)
-    model = _object("id", "object", "owned_by", created=whole, limits=limits)
+    model = _object(
+        "id", "object", "owned_by", created=whole, limits=limits, expands_prompts={"type": "boolean"}
+    )
     model["properties"]["defaults"] = {
         **defaults,
         "description": "Not there while the model is being loaded.",

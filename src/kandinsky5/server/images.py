@@ -21,6 +21,7 @@ from kandinsky5.server.answers import (
     images_body,
     in_base64,
     preview_bytes,
+    revised,
     sse,
     usage_of,
 )
@@ -121,7 +122,7 @@ async def _events(
                 line = event(name, data, begun, delivery, partial_image_index=report.index)
             elif isinstance(report, Finished):
                 (encoded,) = await to_thread.run_sync(encode_all, report.pictures, delivery, upload)
-                more = {"usage": usage_of(begun), "seed": encoded.seed}
+                more = {"usage": usage_of(begun), "seed": encoded.seed, **revised(begun)}
                 line = event(f"{kind}.completed", encoded.data, begun, delivery, **more)
             elif time.monotonic() - spoken > BREATH:
                 line = b": drawing\n\n"

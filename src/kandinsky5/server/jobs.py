@@ -200,11 +200,13 @@ async def cancelled(request: Request) -> Response:
 
 async def preview(request: Request) -> Response:
     """How the first picture of a running job looks by now."""
-    job = jobs_of(request).find(request)
+    job, limiter = jobs_of(request).find(request), desk_of(request).decoding
     if job.preview is None or job.asking.begun is None:
         raise Problem(404, "The job has no preview: not yet, or no longer.", code="not_found")
     wanted = job.asking.begun.request
-    data = await to_thread.run_sync(preview_bytes, job.preview.image, wanted, job.delivery, job.upload)
+    data = await to_thread.run_sync(
+        preview_bytes, job.preview.image, wanted, job.delivery, job.upload, limiter=limiter
+    )
     media_type = MEDIA_TYPES[job.delivery.output_format]
     return Response(data, media_type=media_type, headers={"cache-control": "no-store"})
 

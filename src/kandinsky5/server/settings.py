@@ -13,6 +13,7 @@ class Settings:
 
     model: what it is called in `/v1/models`; aliases are accepted in requests too.
     keys: name -> API key; empty lets everyone in.
+    expands: whether the model's text encoder can write prompts out.
     max_pixels, max_steps, max_count: of one request.
     max_body_bytes: of a request's body, files included.
     keep: how long a picture behind a url, or a job after its end, can be had.
@@ -25,6 +26,7 @@ class Settings:
     model: str
     aliases: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    expands: bool = True
     max_pixels: int = 2048 * 2048
     max_steps: int = 200
     max_count: int = 10

@@ -37,12 +37,16 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """Draw this. `previews` is how many looks at the first picture are wanted on the way."""
+    """Draw this. `previews` is how many looks at the first picture are wanted on the way.
+
+    `expand` is whether the text encoder writes the prompt out first.
+    """
 
     id: str
     request: ImageRequest
     picture: Image.Image | None = None
     previews: int = 0
+    expand: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +70,16 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """The request with everything filled in, before its first step; tokens are those given to the text encoder."""
+    """The request with everything filled in, before its first step; tokens are those given to the text encoder.
+
+    `expanded` is whether its prompt was written out.
+    """
 
     id: str
     request: ImageRequest
     text_tokens: int
     image_tokens: int
+    expanded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

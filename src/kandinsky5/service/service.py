@@ -100,9 +100,11 @@ class Service:
         key: str = "",
         priority: int = 0,
         previews: int = 0,
+        expand: bool = False,
         seconds: float | None = None,
     ) -> Ticket:
-        """Put a request into the line. `seconds` shortens the service's own deadline.
+        """Put a request into the line. `seconds` shortens the service's own deadline; `expand` has its prompt
+        written out first.
 
         Raises FullLineError (a CapacityError) where there is no place, CapacityError when the service is closing.
         """
@@ -115,6 +117,7 @@ class Service:
             key=key,
             priority=priority,
             previews=previews,
+            expand=expand,
             listener=listener,
             accepted=now,
             deadline=now + allowed,
@@ -263,6 +266,7 @@ class Service:
                     request=ticket.request,
                     picture=ticket.picture,
                     previews=ticket.previews,
+                    expand=ticket.expand,
                 )
             )
 

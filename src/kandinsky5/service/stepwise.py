@@ -9,8 +9,9 @@ import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -39,6 +40,19 @@ from kandinsky5.service.preview import LatentPreview
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+
+TOKENS_A_STEP: Final = 4
+"""Tokens of a prompt that are written between two steps: about the time of a step, at full size."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Writing:
+    """A request whose prompt is being written out; `prompt` is what is there."""
+
+    begin: Begin
+    texts: Iterator[str]
+    started: float
+    prompt: str = ""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -82,6 +96,7 @@ class Stepwise:
         self.most = most
         self.last_group = 0
         self._drawings: list[_Drawing] = []
+        self._writings: list[_Writing] = []
         self._fitting: dict[Shape, int] = {}
         self._order: list[Shape] = []
         self._group: tuple[Sequence[_Drawing], RunGroup] | None = None
@@ -90,12 +105,22 @@ class Stepwise:
 
     @property
     def busy(self) -> bool:
-        """Whether there is a step to take."""
-        return bool(self._drawings)
+        """Whether there is a step to take, or a prompt to write."""
+        return bool(self._drawings or self._writings)
 
-    def begin(self, begin: Begin) -> Report:
-        """Take a request in; the report says that it has begun, or why not."""
+    def begin(self, begin: Begin) -> Report | None:
+        """Take a request in; the report says that it has begun, or why not. None: its prompt is written out first."""
         started = time.perf_counter()
+        if not begin.expand:
+            return self._begun(begin, started)
+        try:
+            texts = self._engine_for(begin.request).expanding(begin.request, begin.picture)
+        except Exception as error:
+            return _failed(begin.id, error)
+        self._writings.append(_Writing(begin=begin, texts=texts, started=started))
+        return None
+
+    def _begun(self, begin: Begin, started: float) -> Report:
         try:
             engine = self._engine_for(begin.request)
             request = engine.resolve(begin.request, begin.picture)
@@ -111,17 +136,23 @@ class Stepwise:
             request=request,
             text_tokens=int(run.positive.lengths[0]) - (shown := engine.image_tokens(request, begin.picture)),
             image_tokens=shown,
+            expanded=begin.expand,
         )
 
     def drop(self, id: str) -> bool:
         """Stop drawing a request; False if it is not being drawn."""
-        before = len(self._drawings)
+        before = len(self._drawings) + len(self._writings)
         self._drawings = [drawing for drawing in self._drawings if drawing.work.begin.id != id]
+        self._writings = [writing for writing in self._writings if writing.begin.id != id]
         self._group = None
-        return len(self._drawings) < before
+        return len(self._drawings) + len(self._writings) < before
 
     def step(self) -> Iterator[Report]:
-        """One forward pass, and what came of it."""
+        """One forward pass, and what came of it; before it a few tokens of the oldest prompt that is written out."""
+        if self._writings:
+            yield from self._write(self._writings[0])
+        if not self._drawings:
+            return
         chosen = self._choose()
         started = time.perf_counter()
         for drawings, result in self._velocities(chosen):
@@ -135,6 +166,21 @@ class Stepwise:
             for drawing, velocity in zip(drawings, result, strict=True):
                 if drawing in self._drawings:  # its request may have failed at another of its pictures
                     yield from self._advance(drawing, velocity)
+
+    def _write(self, writing: _Writing) -> Iterator[Report]:
+        """Some tokens; after the last of them the request begins."""
+        try:
+            texts = list(islice(writing.texts, TOKENS_A_STEP))
+            writing.prompt = texts[-1] if texts else writing.prompt
+            if len(texts) == TOKENS_A_STEP:
+                return
+            longer = replace(writing.begin.request, prompt=writing.prompt)
+        except Exception as error:
+            self._writings.remove(writing)
+            yield _failed(writing.begin.id, error)
+            return
+        self._writings.remove(writing)
+        yield self._begun(replace(writing.begin, request=longer), writing.started)
 
     # -- Parts of a step ----------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class Ticket:
     key: str
     priority: int
     previews: int
+    expand: bool
     listener: Listener
     accepted: float
     deadline: float

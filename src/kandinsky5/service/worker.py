@@ -82,7 +82,9 @@ def _serve(connection: Connection, commands: "Queue[Command]", stepwise: "Stepwi
         while not stepwise.busy or not commands.empty():
             command = commands.get()
             if isinstance(command, Begin):
-                connection.send(stepwise.begin(command))
+                report = stepwise.begin(command)
+                if report is not None:
+                    connection.send(report)
             elif isinstance(command, Drop):
                 if stepwise.drop(command.id):
                     connection.send(Dropped(id=command.id))

@@ -42,10 +42,10 @@ export class Api {
     return this.#json(`v1/jobs/${id}/cancel`, { method: "POST" });
   }
 
-  // The pictures of a job that has succeeded: [{blob, seed}].
+  // The pictures of a job that has succeeded: [{blob, seed, prompt}], the prompt where it was written out.
   async pictures(id) {
     const { data } = await this.#json(`v1/jobs/${id}/result`);
-    return data.map(({ b64_json, seed }) => ({ blob: ofBase64(b64_json), seed }));
+    return data.map(({ b64_json, seed, revised_prompt: prompt }) => ({ blob: ofBase64(b64_json), seed, prompt }));
   }
 
   // How a running job's first picture looks by now, as a blob; null if it has none.

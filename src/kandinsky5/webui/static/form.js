@@ -7,13 +7,15 @@ const AUTO = "auto";
 const FIELD_OF = { negative_prompt: "negative", n: "count", image: "file", mask: "mask" };
 
 export class RequestForm {
-  constructor(limits, defaults) {
-    this.limits = limits;
-    this.defaults = defaults;
+  // `model` as the API describes it, loaded.
+  constructor(model) {
+    this.limits = model.limits;
+    this.defaults = model.defaults;
+    byId("expand-row").hidden = !model.expands_prompts;
     this.#bound();
     this.#offerSizes();
-    byId("steps").value = defaults.steps;
-    byId("guidance").value = defaults.guidance;
+    byId("steps").value = this.defaults.steps;
+    byId("guidance").value = this.defaults.guidance;
     for (const id of ["size", "width", "height"]) byId(id).addEventListener("input", () => this.#checkSize());
     this.#checkSize();
   }
@@ -24,6 +26,7 @@ export class RequestForm {
     const size = byId("size").value;
     return {
       prompt: byId("prompt").value,
+      expand_prompt: byId("expand").checked || null,
       negative_prompt: byId("negative").value,
       size: size === OTHER ? `${byId("width").value}x${byId("height").value}` : size,
       steps: Number(byId("steps").value),
@@ -36,6 +39,7 @@ export class RequestForm {
   // The inverse of `read`.
   write(fields) {
     byId("prompt").value = fields.prompt;
+    byId("expand").checked = Boolean(fields.expand_prompt);
     byId("negative").value = fields.negative_prompt;
     byId("steps").value = fields.steps;
     byId("guidance").value = fields.guidance;

@@ -88,9 +88,11 @@ async function watch(id, fields, given) {
     const job = await follow(api, id, fields, byId("running"));
     if (job.status === "succeeded") {
       const pictures = await api.pictures(id);
-      const drawn = { ...fields, ...job.model_parameters, size: job.size, n: 1 };
+      const drawn = { ...fields, ...job.model_parameters, size: job.size, n: 1, expand_prompt: null };
       delete drawn.fit;
-      for (const { blob, seed } of pictures.reverse()) gallery.add(blob, { ...drawn, seed }, given);
+      for (const { blob, seed, prompt = fields.prompt } of pictures.reverse()) {
+        gallery.add(blob, { ...drawn, seed, prompt }, given);
+      }
       say(pictures.length === 1 ? "Done: 1 picture." : `Done: ${pictures.length} pictures.`);
     } else {
       forget(id);
@@ -99,9 +101,13 @@ async function watch(id, fields, given) {
     }
   } catch (error) {
     forget(id);
-    const gone = error instanceof Refused && error.status === 404;
-    byId("problem").textContent = gone ? `The server no longer has “${fields.prompt}”.` : error.message;
+    byId("problem").textContent = unheard(error, fields.prompt);
   }
+}
+
+function unheard(error, prompt) {
+  if (!(error instanceof Refused)) return `The server stopped answering about “${prompt}”.`;
+  return error.status === 404 ? `The server no longer has “${prompt}”.` : error.message;
 }
 
 function forget(id) {
@@ -117,7 +123,7 @@ async function useAgain(fields, given) {
 }
 
 async function editThis(blob) {
-  await source.take(blob);
+  say(await source.take(blob));
   byId("prompt").value = "";
   byId("seed").value = "";
   byId("prompt").focus();
@@ -127,7 +133,7 @@ async function editThis(blob) {
 async function start() {
   const model = await loaded();
   byId("model").textContent = model.id;
-  form = new RequestForm(model.limits, model.defaults);
+  form = new RequestForm(model);
   const edits = model.defaults.tasks.includes("editing");
   if (edits) source = new Source(model.limits, (there) => form.speakOfEditing(there));
   gallery = new Gallery(useAgain, edits ? editThis : null);

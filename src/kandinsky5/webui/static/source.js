@@ -27,19 +27,19 @@ export class Source {
   #limits;
   #changed;
 
-  // Take a blob as the source. Throws an Error in words for what is no picture.
+  // Take a blob as the source; returns what to say about it. Throws an Error in words for what is no picture.
   async take(blob) {
     const shown = await decoded(blob);
     let file = blob;
     const scale = Math.sqrt(MOST_PIXELS / (shown.naturalWidth * shown.naturalHeight));
     if (scale < 1 || blob.size > this.#limits.max_body_bytes * 0.9 || !SENT_AS_THEY_ARE.includes(blob.type)) {
       file = await redrawn(shown, Math.min(1, scale));
-      say("The picture was made smaller for the server.");
     }
     URL.revokeObjectURL(shown.src);
     if (file.size > this.#limits.max_body_bytes * 0.9) throw new Error("The picture is larger than the server reads.");
     this.file = file;
     await this.#show();
+    return file === blob ? "The picture is ready to be edited." : "The picture is ready, converted for the server.";
   }
 
   remove() {
@@ -74,8 +74,7 @@ export class Source {
     const file = [...(files ?? [])].find((one) => one.type.startsWith("image/"));
     if (!file) return;
     try {
-      await this.take(file);
-      say("The picture is ready to be edited.");
+      say(await this.take(file));
     } catch (error) {
       byId("problem").textContent = error.message;
     }
