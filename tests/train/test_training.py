@@ -70,7 +70,16 @@ def test_the_loss_falls_on_what_is_learnt(trained: Run, tmp_path: Path) -> None:
     assert after < 0.7 * before
 
 
-@pytest.mark.parametrize("changes", [{}, {"tuning__dropout": 0.3, "run__ema": 0.9, "run__batch": 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tuning__dropout": 0.3, "run__ema": 0.9, "run__batch": 4},
+        {"optimiser__name": "adamw8bit", "tuning__rank": 8},
+        {"optimiser__name": "prodigy", "optimiser__rate": 1.0},
+        {"optimiser__name": "schedule-free"},
+    ],
+)
 def test_a_stopped_run_continues_bit_for_bit(
     trained: Run, tmp_path: Path, changes: dict[str, object]
 ) -> None:

@@ -54,7 +54,10 @@ class Stepper:
     def __call__(self) -> Tensor:
         """Apply the gradients taken; returns their norm before clipping, a scalar left on the device."""
         for group in self._optimiser.param_groups:
-            group["lr"] = self.rate
+            if isinstance(group["lr"], Tensor):  # torchao's, which are compiled
+                group["lr"].fill_(self.rate)
+            else:
+                group["lr"] = self.rate
         self.weights.gather()
         gradients = [p.grad for p in self.weights.masters.values() if p.grad is not None]
         norm = whole_norm(gradients)
