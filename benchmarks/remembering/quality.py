@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kandinsky5.demo.examination import texts_of
-from kandinsky5.memory.formats import pack_network, packs
+from kandinsky5.memory.formats import pack, packs
 from kandinsky5.memory.packing import write_packed
 from kandinsky5.memory.published import NETWORK, TEXT
 from kandinsky5.model import four_bits
@@ -147,7 +147,7 @@ def wide_network(blocks: int = 2, side: int = 32, tokens: int = 64) -> dict[str,
             return network(**given).sample.float()
 
     names = [name for name, layer in network.named_modules() if packs("transformer", name, layer, "nf4")]
-    return by_format(network, names, velocity, lambda form: pack_network(network, form, CPU))
+    return by_format(network, names, velocity, lambda form: pack(network, "transformer", form, CPU))
 
 
 def wide_text(layers: int = 2, tokens: int = 128) -> dict[str, float]:
@@ -168,7 +168,7 @@ def wide_text(layers: int = 2, tokens: int = 128) -> dict[str, float]:
 
 
 def by_format(
-    model: nn.Module, names: list[str], result: Callable[[], Tensor], pack: Callable[[str], None]
+    model: nn.Module, names: list[str], result: Callable[[], Tensor], pack_all: Callable[[str], None]
 ) -> dict[str, float]:
     """Distances of a model's result with its layers in each format, put back in between."""
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
@@ -182,7 +182,7 @@ def by_format(
         found[form] = distance(result(), plain)
         for name, layer in layers.items():
             layer._parameters["weight"] = weights[name]  # type: ignore[assignment]
-    pack("nf4")
+    pack_all("nf4")
     found["nf4"] = distance(result(), plain)
     return found
 

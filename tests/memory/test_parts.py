@@ -6,7 +6,7 @@ from diffusers import PipelineQuantizationConfig
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from kandinsky5.memory.formats import FORMATS, config, pack_network, packs, why_not
+from kandinsky5.memory.formats import FORMATS, config, pack, packs, why_not
 from kandinsky5.memory.groups import groups_of
 from kandinsky5.memory.parts import COMPONENTS, model_of, narrow
 from kandinsky5.model.quantising import quantise
@@ -71,7 +71,7 @@ def test_packed(half_folder, form, component):
     )
     module = getattr(pipe, component)
     if by_hand:
-        pack_network(module, form, torch.device("cpu"))
+        pack(module, component, form, torch.device("cpu"))
     if component == "transformer":
         narrow(module, DTYPE)
     predicted = model_of(half_folder, DTYPE).part(component, form).total

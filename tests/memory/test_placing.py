@@ -13,6 +13,7 @@ from kandinsky5.engine import Engine
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.loading import load_pipeline
 from kandinsky5.memory import load_planned, place, plan_for
+from kandinsky5.memory.packing import write_packed
 from kandinsky5.memory.plan import Plan
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.request import ImageRequest
@@ -170,6 +171,18 @@ def test_decoding_falls_back_to_tiles(half_folder, machine, monkeypatch):
     monkeypatch.setattr(pipe.vae, "decode", decode)
     assert draw(pipe).isfinite().all()
     assert pipe.plan.tile == 512
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_packed_on_the_way(half_folder, machine, expected, tmp_path, form):
+    """What a plan packs is what `quantize` writes, but cannot be saved as something else."""
+    plan = plan_of(half_folder, machine, network=form, encoder=form)
+    pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE)
+    write_packed(half_folder, tmp_path / "packed", network=form, encoder=form, device=CPU)
+    assert torch.equal(draw(pipe), draw(Kandinsky5T2IPipeline.from_pretrained(tmp_path / "packed")))
+    with pytest.raises(RequestError, match=r"packed when it was loaded \(memory=\): `kandinsky5 quantize`"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_placed_pipeline_is_not_moved(half_folder, machine):

@@ -108,9 +108,7 @@ def config(name: str, component: str) -> Any:
             bnb_4bit_compute_dtype=torch.bfloat16,
             llm_int8_skip_modules=kept,
         )
-    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
-
-    kind = Int8WeightOnlyConfig() if name == "int8" else Float8WeightOnlyConfig()
+    kind = _torchao(name)
     if component == "transformer":
         from diffusers import TorchAoConfig as NetworkConfig
 
@@ -120,8 +118,30 @@ def config(name: str, component: str) -> Any:
     return EncoderConfig(kind, modules_to_not_convert=kept)
 
 
-def pack_network(network: Any, name: str, device: torch.device) -> None:
-    """Pack a loaded network in place, where no library does it while loading (nf4)."""
-    assert name == "nf4"
-    layers = [path for path, layer in network.named_modules() if packs("transformer", path, layer, name)]
-    four_bits.pack(network, layers, KEPT["transformer"], device)
+def pack(model: Any, component: str, name: str, device: torch.device) -> None:
+    """Pack a loaded component in place, a layer at a time: memory only falls, and the device holds one weight.
+
+    Args:
+        model: on the host, in bfloat16.
+        component: which one it is.
+        name: of the format.
+        device: where weights are packed, in turn.
+    """
+    layers = {path: layer for path, layer in model.named_modules() if packs(component, path, layer, name)}
+    if name == "nf4" and component == "transformer":
+        four_bits.pack(model, layers, KEPT[component], device)
+    elif name == "nf4":
+        four_bits.replace_layers(model, layers, device)
+    else:
+        from torchao.quantization import quantize_
+
+        for layer in layers.values():
+            layer.weight = nn.Parameter(layer.weight.data.to(device), requires_grad=False)
+            quantize_(layer, _torchao(name))
+            layer.weight = nn.Parameter(layer.weight.to("cpu"), requires_grad=False)
+
+
+def _torchao(name: str) -> Any:
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+    return Int8WeightOnlyConfig() if name == "int8" else Float8WeightOnlyConfig()

@@ -26,8 +26,8 @@ HOST_LIBRARIES: Final = 1500 * 10**6
 """Bytes of host memory that CUDA's context and libraries come to take, beside what the process has by now. An estimate
 until it is measured."""
 
-SLACK: Final = 0.97
-"""Of memory that is said to be free, what is planned with."""
+SLACK: Final = 0.95
+"""Of memory that may be used, what is planned with: predictions are not exact, and allocators leave holes."""
 
 DISK_SPEED: Final = 3e9
 """Bytes a second of a solid-state disk; not measured, since a file may be in the page cache or not."""
@@ -70,7 +70,7 @@ def this_machine(device: torch.device, dtype: torch.dtype, budget: Budget) -> Ma
         asked = max(0, asked - CONTEXT)
     elif asked is not None:
         asked = max(0, asked - anonymous_bytes())
-    known = [amount for amount in (asked, None if free is None else int(free * SLACK)) if amount is not None]
+    known = [int(amount * SLACK) for amount in (asked, free) if amount is not None]
     link, products = _speeds(device, dtype)
     return Machine(
         device=device,

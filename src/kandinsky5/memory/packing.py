@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from kandinsky5.checkpoint.document import read_object
 from kandinsky5.checkpoint.packing import PLAIN, stored_format
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
-from kandinsky5.memory.formats import PACKED, config, pack_network, why_not
+from kandinsky5.memory.formats import PACKED, config, pack, why_not
 from kandinsky5.memory.machine import SLACK
 from kandinsky5.memory.parts import WIDE, Model, model_of, narrow
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
@@ -105,7 +105,7 @@ def _write_network(folder: Path, target: Path, form: str, device: torch.device) 
         folder, dtype=DTYPE, quantization_config=packing
     )
     if by_hand:
-        pack_network(loaded, form, device)
+        pack(loaded, "transformer", form, device)
     if not _is_wider(folder):
         narrow(loaded, DTYPE)
     loaded.save_pretrained(target, max_shard_size=MAX_SHARD)

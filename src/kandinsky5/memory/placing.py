@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import PipelineQuantizationConfig
 from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from kandinsky5.budget import Budget
 from kandinsky5.checkpoint.finite import check_finite, postponed
@@ -20,15 +20,16 @@ from kandinsky5.checkpoint.safetensors_header import StoredTensor
 from kandinsky5.errors import RequestError
 from kandinsky5.latents import use_tiles
 from kandinsky5.memory.activations import Needs, Sizes, needs_of
-from kandinsky5.memory.formats import FORMATS, config, pack_network, why_not
+from kandinsky5.memory.formats import FORMATS, pack, why_not
 from kandinsky5.memory.groups import Place, groups_of, table_of
 from kandinsky5.memory.machine import Machine, this_machine
 from kandinsky5.memory.parts import COMPONENTS, Model, model_of, narrow
 from kandinsky5.memory.plan import Origin, Plan
 from kandinsky5.memory.planner import Choice, choose
+from kandinsky5.model.loading import checkpoint_errors
 from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.pipelines.folder import stored_tensors, stored_weights
+from kandinsky5.pipelines.folder import KINDS, LIGHT, check_folder, stored_tensors, stored_weights
 from kandinsky5.placement import use_mode
 from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, Unit, look_up_on_host, settle
 
@@ -107,18 +108,11 @@ def load_planned(
         As `from_pretrained`, and CapacityError where the device or the host has less room than was planned with.
     """
     model = model_of(folder, dtype, variant, sees=plan.edits)
-    packing = {
-        name: config(form, name)
-        for name, form in (("transformer", plan.network), ("text_encoder", plan.encoder))
-        if form != PLAIN and model.stored[name] == PLAIN and (name, form) != ("transformer", "nf4")
-    }
     arguments: dict[str, Any] = dict(components)
-    if packing:
-        arguments["quantization_config"] = PipelineQuantizationConfig(quant_mapping=packing)
+    if model.stored["text_encoder"] == "nf4" and "text_encoder" not in components:
+        arguments["text_encoder"] = _four_bit_encoder(folder, dtype)
     # The network without a dtype keeps what it is stored in; with one, modulation would be widened to float32.
-    as_stored = (
-        "transformer" in packing or model.stored["transformer"] != PLAIN or "transformer" in model.mapped
-    )
+    as_stored = model.stored["transformer"] != PLAIN or "transformer" in model.mapped
     arguments["dtype"] = {"transformer": None if as_stored else dtype, "default": dtype}
     late = [name for name in ("transformer", "text_encoder") if _origin(plan, name) == "disk"]
     with postponed() if late else ExitStack():
@@ -126,12 +120,24 @@ def load_planned(
     for name in COMPONENTS:
         if late and name not in (*late, *components):
             check_finite(getattr(pipeline, name), folder / name)
-    if plan.network == "nf4" and model.stored["transformer"] == PLAIN:
-        pack_network(pipeline.transformer, plan.network, torch.device(plan.device))
+    for name, form in (("transformer", plan.network), ("text_encoder", plan.encoder)):
+        if form != PLAIN and model.stored[name] == PLAIN:
+            pack(getattr(pipeline, name), name, form, torch.device(plan.device))
     if model.is_narrow:
         narrow(pipeline.transformer, dtype)
     place(pipeline, plan, folder=folder, variant=variant)
     return pipeline
+
+
+def _four_bit_encoder(folder: Path, dtype: torch.dtype) -> Any:
+    """Qwen of a folder that holds it in four bits, on the host: its library would put it on the GPU whole."""
+    check_folder(folder, brought=[name for name in (*KINDS, *LIGHT, "transformer") if name != "text_encoder"])
+    with checkpoint_errors(folder):
+        encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder / "text_encoder", dtype=dtype, device_map={"": "cpu"}, local_files_only=True
+        )
+    check_finite(encoder, folder / "text_encoder")
+    return encoder
 
 
 def place(pipeline: Any, plan: Plan, *, folder: Path | None = None, variant: str | None = None) -> None:

@@ -39,7 +39,7 @@ from kandinsky5.pipelines.encoder_parts import (
 from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder, stored_tensors
 from kandinsky5.pipelines.processor_files import ProcessorFiles
 from kandinsky5.pipelines.published import QWEN_PROCESSORS, published_index, with_our_classes
-from kandinsky5.pipelines.quantization import check_quantization, check_quantized
+from kandinsky5.pipelines.quantization import check_quantization, check_quantized, is_packed_in_memory
 from kandinsky5.pipelines.staging import staged
 from kandinsky5.prompts import TEMPLATE_NAMES, Task
 
@@ -281,6 +281,10 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
                 raise RequestError(
                     f"Layers of {name!r} are offloaded one by one and not in one place to be saved from: call "
                     "remove_all_hooks() first."
+                )
+            if isinstance(part, nn.Module) and is_packed_in_memory(part):
+                raise RequestError(
+                    f"{name!r} was packed when it was loaded (memory=): `kandinsky5 quantize` writes a packed folder."
                 )
         target = Path(save_directory).absolute()
         if kwargs.get("push_to_hub"):

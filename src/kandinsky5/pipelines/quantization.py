@@ -66,6 +66,14 @@ def check_quantized(pipeline: Any, config: Any) -> None:
             )
 
 
+def is_packed_in_memory(model: nn.Module) -> bool:
+    """Whether weights are packed and no library knows of it, which would save them as what they are not."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        return False
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    return any(not is_plain(layer.weight) for layer in layers)
+
+
 def is_plain(weight: Tensor) -> bool:
     """Whether a weight is neither packed in a tensor of another class nor narrower than 16 bits."""
     return type(weight.data) is Tensor and weight.is_floating_point() and weight.dtype.itemsize > 1

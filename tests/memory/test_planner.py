@@ -1,0 +1,160 @@
+"""Plans for the published sizes on machines that need not be here: they fit, and more memory is never worse."""
+
+import dataclasses
+from functools import lru_cache
+
+import pytest
+import torch
+
+from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.memory import plan_for_model
+from kandinsky5.memory.activations import Sizes, needs_of, peak_bytes
+from kandinsky5.memory.placing import choice_of
+from kandinsky5.memory.planner import PRICE, Choice, _cost, choose, plans, smallest
+from kandinsky5.memory.published import published_model
+
+DTYPE = torch.bfloat16
+CUDA = torch.device("cuda")
+TIERS = {24: 40, 16: 32, 12: 24, 8: 24, 6: 16, 4: 16}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return published_model(DTYPE, edits=True)
+
+
+@pytest.fixture(scope="module")
+def choice(model) -> Choice:
+    """With every format that some GPU has."""
+    found = choice_of(model, torch.device("cpu"))
+    forms = {"transformer": ["bf16", "int8", "fp8", "nf4"], "text_encoder": ["bf16", "int8", "nf4"]}
+    parts = {(name, form): model.part(name, form) for name in forms for form in forms[name]}
+    return dataclasses.replace(found, parts={**found.parts, **parts}, formats=forms)
+
+
+@pytest.fixture(scope="module")
+def needs(model):
+    components = (model.components[name] for name in ("transformer", "text_encoder", "vae"))
+    network, encoder, vae = components
+    return lru_cache(lambda sizes: needs_of(network, encoder, vae, sizes, DTYPE, fast=True))
+
+
+def sizes(side: int = 1024, *, edits: bool = False, pictures: int = 1) -> Sizes:
+    return Sizes(width=side, height=side, pictures=pictures, text_tokens=1024 if edits else 512, edits=edits)
+
+
+def tier(machine, gigabytes: float, host: float = 500):
+    return machine("cuda", device_bytes=int(gigabytes * 1e9 - 7e8), host_bytes=int(host * 1e9 - 2e9))
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["drawing", "editing"])
+@pytest.mark.parametrize(("gigabytes", "host"), TIERS.items())
+def test_every_tier_has_a_plan_within_its_bounds(choice, needs, machine, gigabytes, host, edits):
+    there = tier(machine, gigabytes, host)
+    plan = choose(choice, there, sizes(edits=edits), needs)
+    assert plan.device_bytes <= there.device_bytes and plan.host_bytes <= there.host_bytes
+    assert plan.device_bytes == max(plan.stages.values())
+    assert plan.blocks == 50 and 0 <= plan.resident_blocks <= 50
+    assert (plan.bytes_per_step == 0) == (plan.resident_blocks == 50 and not plan.small_stream)
+
+
+def test_nothing_moves_where_all_of_it_fits(choice, needs, machine):
+    plan = choose(choice, tier(machine, 80), sizes(), needs)
+    assert plan.is_resident and (plan.network, plan.encoder, plan.tile) == ("bf16", "bf16", None)
+    assert plan.bytes_per_step == plan.bytes_per_prompt == 0
+
+
+def test_weights_stay_as_they_are_where_streaming_them_costs_nothing(choice, needs, machine):
+    """A fast link and much host memory: no format is worth its loss."""
+    for gigabytes in (24, 16, 12, 8, 6):
+        fast = dataclasses.replace(tier(machine, gigabytes), link=50e9)
+        assert choose(choice, fast, sizes(), needs).network == "bf16"
+
+
+def test_weights_are_packed_where_the_link_is_slow(choice, needs, machine):
+    slow = dataclasses.replace(tier(machine, 8), link=3e9)
+    assert choose(choice, slow, sizes(), needs).network != "bf16"
+
+
+def test_more_memory_is_never_worse(choice, needs, machine):
+    costs = []
+    for gigabytes in (4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48):
+        there = tier(machine, gigabytes)
+        costs.append(_cost(choose(choice, there, sizes(), needs), there))
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_the_next_plans_are_ordered_and_none_is_there_twice(choice, needs, machine):
+    there = tier(machine, 8, 24)
+    found = plans(choice, there, sizes(), needs(sizes()))
+    costs = [_cost(plan, there) for plan in found]
+    assert costs == sorted(costs) and len(found) > 20
+    assert len({str(sorted((k, str(v)) for k, v in vars(plan).items())) for plan in found}) == len(found)
+
+
+def test_larger_pictures_take_more(choice, needs, machine):
+    assert choose(choice, tier(machine, 16, 32), sizes(2048), needs).device_bytes <= 15.3e9
+    peaks = [
+        smallest(choice, tier(machine, 1), sizes(side), needs(sizes(side))).device_bytes
+        for side in (512, 1024, 2048)
+    ]
+    assert peaks == sorted(peaks) and peaks[0] < peaks[2]
+
+
+def test_too_little(choice, needs, machine):
+    with pytest.raises(CapacityError) as raised:
+        choose(choice, tier(machine, 2.7), sizes(2048), needs)
+    assert "1 of 2048x2048 take at least" in str(raised.value) and "would fit" in str(raised.value)
+    with pytest.raises(CapacityError, match=r"end other programs, or use another machine"):
+        choose(choice, tier(machine, 1.0), sizes(), needs)
+
+
+def test_what_is_not_as_in_the_files_is_not_read_from_them(choice, needs, machine):
+    unmapped = dataclasses.replace(choice, mapped=frozenset())
+    found = plans(unmapped, tier(machine, 8, 64), sizes(), needs(sizes()))
+    assert found and not any("disk" in (plan.network_origin, plan.encoder_origin) for plan in found)
+    assert min(plan.host_bytes for plan in found) > 8e9, "packed components are the process's own memory"
+
+
+def test_the_cpu_reads_files_and_packs_nothing(model, machine):
+    from kandinsky5.budget import Budget
+
+    there = machine("cpu", device_bytes=int(16e9), products=3e11, link=8e9)
+    plan = plan_for_model(
+        model, Budget(width=512, height=512), device=torch.device("cpu"), dtype=DTYPE, machine=there
+    )
+    assert plan.encoder_origin == "disk" and plan.network == plan.encoder == "bf16"
+    assert plan.device_bytes <= 16e9
+
+
+def test_a_packing_that_nobody_knows(model, machine):
+    from kandinsky5.budget import Budget
+
+    strange = dataclasses.replace(model, stored={**model.stored, "transformer": None})
+    with pytest.raises(RequestError, match="packed in a way that no plan knows"):
+        plan_for_model(strange, Budget(), device=CUDA, dtype=DTYPE, machine=machine("cuda"))
+
+
+def test_every_format_has_a_price(choice):
+    assert set(PRICE) == set(choice.formats["transformer"])
+
+
+def test_tensors_are_counted_while_they_live():
+    def work() -> torch.Tensor:
+        x = torch.empty(1000, dtype=torch.uint8, device="meta")
+        y = torch.cat([x, x])  # 3000
+        del x
+        y = torch.cat([y, y])  # 6000
+        return y.view(2, -1).t()
+
+    assert peak_bytes(work) == 6000
+    there = torch.empty(5000, dtype=torch.uint8, device="meta")
+    assert peak_bytes(lambda: there.view(50, 100).t().clone()) == 5000
+
+
+def test_activations_grow_as_they_must(needs):
+    one, two = needs(sizes(512)), needs(sizes(1024))
+    assert two.decode == pytest.approx(4 * one.decode, rel=0.05)
+    assert one.denoise_in_turn < one.denoise < two.denoise
+    assert two.decode_tiled < two.decode and needs(sizes(2048)).decode_tiled > two.decode_tiled
+    assert needs(sizes(512, edits=True)).source > 0 == one.source
