@@ -200,7 +200,9 @@ def main() -> None:
     arguments.add_argument("--budget", type=float, default=1800, help="seconds for everything")
     arguments.add_argument("--file", type=Path, help="rows are appended here as they come")
     arguments.add_argument("--cpu-gigabytes", type=float, default=24, help="what --cpu may use")
-    arguments.add_argument("--count", type=int, default=8, help="questions of each set, with --quality")
+    arguments.add_argument(
+        "--count", type=int, default=8, help="questions of each set, with --quality; 0: no scores"
+    )
     arguments.add_argument("--model", default="embedded", help="that --quality packs")
     arguments.add_argument("--measure", help=argparse.SUPPRESS)
     given = arguments.parse_args()

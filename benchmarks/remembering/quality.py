@@ -30,20 +30,23 @@ from kandinsky5.variants import resolve_model
 FORMATS = ("int8", "fp8", "nf4")
 CPU = torch.device("cpu")
 TIMES = (950.0, 700.0, 400.0, 100.0)
-SCORES = ("compositions", "foreign", "edits")
+TEXTS = 8
+"""Whose states and velocities are compared where no questions are asked."""
 
 
 def measure(model: str, count: int) -> dict[str, Any]:
-    """Everything; packed folders are written to a temporary place."""
+    """Everything; packed folders are written to a temporary place. Without questions there are no scores."""
     folder = resolve_model(model).folder
     assert folder is not None, "a folder, or the embedded model"
     found: dict[str, Any] = {"questions": count}
     with tempfile.TemporaryDirectory(prefix="packed-") as root:
         folders = packed_folders(folder, Path(root))
-        found["model"] = distances(folder, folders, texts_of("compositions", count))
+        found["model"] = distances(folder, folders, texts_of("compositions", count or TEXTS))
         found["published_width"] = {"velocity": wide_network(), "text": wide_text()}
-        found["score"] = {name: scores(place, count) for name, place in {"bf16": folder, **folders}.items()}
-    found["lost_points"] = lost(found["score"])
+        if count:
+            places = {"bf16": folder, **folders}
+            found["score"] = {name: scores(place, count) for name, place in places.items()}
+            found["lost_points"] = lost(found["score"])
     return found
 
 
@@ -223,7 +226,7 @@ def scores(folder: Path, count: int) -> dict[str, Any]:
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1][:400]}
     sets = json.loads(done.stdout.splitlines()[-1])["sets"]
-    return {name: {**answers["tables"]["all"]} for name, answers in sets.items()}
+    return {name: answers["tables"]["all"] for name, answers in sets.items()}
 
 
 def lost(found: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -182,7 +182,12 @@ def choice_of(model: Model, device: torch.device) -> Choice:
         possible = [form for form in FORMATS if _can_be_had(form, name, device, model.dtypes[name])]
         formats[name] = [stored] if stored != PLAIN else possible
         parts |= {(name, form): model.part(name, form) for form in formats[name]}
-    return Choice(parts=parts, formats=formats, mapped=model.mapped)
+    return Choice(
+        parts=parts,
+        formats=formats,
+        mapped=model.mapped,
+        itemsize=model.dtypes["transformer"].itemsize,
+    )
 
 
 def _can_be_had(form: str, component: str, device: torch.device, dtype: torch.dtype) -> bool:

@@ -53,11 +53,13 @@ class Choice:
     formats: that can be had, by component.
     mapped: components that are in files in the dtype they run in: they take no memory of the process's own, and can be
         read from the files each time.
+    itemsize: bytes of a weight that is not packed.
     """
 
     parts: Mapping[tuple[str, str], Part]
     formats: Mapping[str, Sequence[str]]
     mapped: frozenset[str]
+    itemsize: int
 
     def is_mapped(self, component: str, form: str) -> bool:
         """Whether a component in a format is what its files hold."""
@@ -264,7 +266,7 @@ def _step_seconds(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes,
     plain = choice.parts["transformer", PLAIN].groups["blocks"]
     tokens = sizes.width * sizes.height // 256
     rows = 2 * sizes.pictures
-    products = 2 * (sum(plain) // 2) * tokens * rows
+    products = 2 * (sum(plain) // choice.itemsize) * tokens * rows
     computing = products / machine.products * UNPACKING[draft.network] * (1 if draft.batched else IN_TURN)
     speed = machine.link if draft.network_origin == "host" else min(machine.disk, machine.link)
     moving = moved / speed

@@ -152,14 +152,14 @@ class Conveyor:
         )
 
     def _new_slot(self) -> _Slot:
-        staging = None
+        slot = _Slot(buffer=torch.empty(self.slot_bytes, dtype=torch.uint8, device=self.device))
         if self.device.type == "cuda":
+            # What this memory was before may still be read by work that the current stream has before it.
+            slot.used = torch.cuda.current_stream(self.device).record_event()
             self._stream = self._stream or torch.cuda.Stream(self.device)
             if isinstance(self._source, FileBytes):
-                staging = exact_memory(self.slot_bytes, lock=True)
-        return _Slot(
-            buffer=torch.empty(self.slot_bytes, dtype=torch.uint8, device=self.device), staging=staging
-        )
+                slot.staging = exact_memory(self.slot_bytes, lock=True)
+        return slot
 
     def _load(self, unit: Unit, *, wanted: Sequence[Unit]) -> _Slot:
         """Begin to bring a unit into a slot."""

@@ -77,6 +77,8 @@ class FileBytes:
     """
 
     def __init__(self, stored: Mapping[Unit, Mapping[str, StoredTensor]]):
+        if not hasattr(os, "preadv"):
+            raise RequestError("This system has no preadv, with which weights are read from disk each time.")
         self._places: dict[int, list[tuple[Leaf, StoredTensor]]] = {}
         for unit, tensors in stored.items():
             self._places[id(unit)] = [
