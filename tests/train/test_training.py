@@ -4,7 +4,7 @@ import errno
 import json
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,14 @@ def test_the_loss_falls_on_what_is_learnt(trained: Run, tmp_path: Path) -> None:
     assert after < 0.7 * before
 
 
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """The compilation of torchao's optimisers takes a processor long and changes no value."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -81,7 +89,7 @@ def test_the_loss_falls_on_what_is_learnt(trained: Run, tmp_path: Path) -> None:
     ],
 )
 def test_a_stopped_run_continues_bit_for_bit(
-    trained: Run, tmp_path: Path, changes: dict[str, object]
+    trained: Run, tmp_path: Path, changes: dict[str, object], uncompiled: None
 ) -> None:
     whole = trained(output="whole", **changes)
     stopped = trained(output="parts", stop_at=4, **changes)

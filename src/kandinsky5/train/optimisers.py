@@ -72,11 +72,15 @@ def make_optimiser(
     return OPTIMISERS[name]([group for group in groups if group["params"]], rate, betas)
 
 
+def moves_to_result(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether it learns at other weights than those it arrives at (schedule-free)."""
+    return callable(getattr(optimiser, "eval", None))
+
+
 def switch_to_result(optimiser: torch.optim.Optimizer, on: bool) -> None:
-    """Where an optimiser learns at other weights than those it arrives at (schedule-free), go to one or the other."""
-    for change in (getattr(optimiser, "eval" if on else "train", None),):
-        if callable(change):
-            change()
+    """Put the weights where such an optimiser arrives, or back to where it learns; the way back rounds."""
+    if moves_to_result(optimiser):
+        optimiser.eval() if on else optimiser.train()  # type: ignore[attr-defined]
 
 
 def _require(name: str, package: str) -> None:

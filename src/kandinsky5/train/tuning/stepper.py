@@ -4,6 +4,7 @@ In: weights that have gradients. Out: new weights, and tensors that continue the
 gradients come from and where a state is kept.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from kandinsky5.errors import CheckpointError
 from kandinsky5.train.ema import Ema
-from kandinsky5.train.optimisers import make_optimiser, switch_to_result
+from kandinsky5.train.optimisers import make_optimiser, moves_to_result, switch_to_result
 from kandinsky5.train.schedule import learning_rate
 from kandinsky5.train.settings import OptimiserSettings
 from kandinsky5.train.tuning.holders import Weights, whole_norm
@@ -75,19 +76,21 @@ class Stepper:
     @contextmanager
     def result(self) -> Iterator[None]:
         """Inside, the network has the weights to be used: the average, or where the optimiser arrives."""
-        switch_to_result(self._optimiser, True)
-        self.weights.give_back(self.weights.masters)
+        masters = self.weights.masters
+        average = None if self._ema is None else self._ema.average
         kept = {}
-        if self._ema is not None:
-            kept = {name: p.detach().clone() for name, p in self.weights.masters.items()}
-            self.weights.give_back(self._ema.average)
+        if average is not None or moves_to_result(self._optimiser):  # there and back would not be bit for bit
+            kept = {name: p.detach().clone() for name, p in masters.items()}
+        switch_to_result(self._optimiser, True)
+        self.weights.give_back(masters if average is None else average)
         try:
             yield
         finally:
-            if kept:
-                self.weights.give_back(kept)
             switch_to_result(self._optimiser, False)
-            self.weights.give_back(self.weights.masters)
+            with torch.no_grad():
+                for name, value in kept.items():
+                    masters[name].copy_(value)
+            self.weights.give_back(masters)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a resumed run needs: tensors by name, and JSON-able values."""
@@ -142,4 +145,6 @@ def _of(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False  # a bound that never changes, and no JSON
     return isinstance(value, int | float | str | list | tuple | type(None)) and not isinstance(value, Tensor)
