@@ -17,8 +17,8 @@ from kandinsky5.variants import ModelSource, resolve_model
 if TYPE_CHECKING:
     from kandinsky5.engine import Engine
 
-IMPORTED_ALOUD = ("torchao", "torch.utils._pytree")
-"""Loggers that remark on this machine while diffusers imports torchao, where it is installed; `--debug` shows it."""
+IMPORTED_ALOUD = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Loggers that remark on this machine while diffusers imports what it can quantise with; `--debug` shows it."""
 
 
 def quieten_imports() -> None:
