@@ -209,7 +209,9 @@ def main() -> None:
     if given.measure:
         tiers.main(given.measure)
     elif given.quality:
-        facts = about("quality by format", given, "cpu")
+        facts = {
+            name: fact for name, fact in about("quality by format", given, "cpu").items() if name != "size"
+        }
         print(json.dumps({**facts, "model": given.model, **quality.measure(given.model, given.count)}))
     else:
         print(json.dumps(on_the_cpu(given) if given.cpu else run(given)))

@@ -41,7 +41,7 @@ def measure(model: str, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {"questions": count}
     with tempfile.TemporaryDirectory(prefix="packed-") as root:
         folders = packed_folders(folder, Path(root))
-        found["model"] = distances(folder, folders, texts_of("compositions", count or TEXTS))
+        found["distances"] = distances(folder, folders, texts_of("compositions", count or TEXTS))
         found["published_width"] = {"velocity": wide_network(), "text": wide_text()}
         if count:
             places = {"bf16": folder, **folders}
