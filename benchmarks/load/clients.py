@@ -15,6 +15,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
+from kandinsky5.provenance import Provenance, stored_json
 from load.plan import Ask
 from load.server import Server
 
@@ -23,13 +24,17 @@ LOST = "no answer"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an ask ended: "drawn", "cancelled", "left", an error's code, or `LOST`. Times are of `time.monotonic`."""
+    """How an ask ended: "drawn", "cancelled", "left", an error's code, or `LOST`. Times are of `time.monotonic`.
+
+    `is_own` is whether the picture's file holds the prompt and the seed that were asked for.
+    """
 
     ask: Ask
     end: str
     began: float
     ended: float
     pixels: np.ndarray | None = field(default=None, repr=False)
+    is_own: bool = False
 
     @property
     def seconds(self) -> float:
@@ -48,10 +53,17 @@ def ask_all(server: Server, asks: Sequence[Ask], clients: int) -> list[Outcome]:
             opened.append(own.client)
         began = time.monotonic()
         try:
-            end, pixels = _carry_out(own.client, ask)
+            end, picture = _carry_out(own.client, ask)
         except httpx2.HTTPError as error:
-            end, pixels = f"{LOST}: {type(error).__name__}", None
-        return Outcome(ask=ask, end=end, began=began, ended=time.monotonic(), pixels=pixels)
+            end, picture = f"{LOST}: {type(error).__name__}", None
+        return Outcome(
+            ask=ask,
+            end=end,
+            began=began,
+            ended=time.monotonic(),
+            pixels=None if picture is None else np.asarray(picture.convert("RGB")),
+            is_own=picture is not None and _holds_request(picture, ask),
+        )
 
     try:
         with ThreadPoolExecutor(clients) as pool:
@@ -61,7 +73,12 @@ def ask_all(server: Server, asks: Sequence[Ask], clients: int) -> list[Outcome]:
             client.close()
 
 
-def _carry_out(client: httpx2.Client, ask: Ask) -> tuple[str, np.ndarray | None]:
+def _holds_request(picture: Image.Image, ask: Ask) -> bool:
+    stored = Provenance.from_json(stored_json(picture) or "").request
+    return (stored.prompt, stored.seed) == (ask.body["prompt"], ask.body["seed"])
+
+
+def _carry_out(client: httpx2.Client, ask: Ask) -> tuple[str, Image.Image | None]:
     if ask.kind == "cancel":
         return _cancelled(client, ask), None
     if ask.kind == "leave":
@@ -71,7 +88,7 @@ def _carry_out(client: httpx2.Client, ask: Ask) -> tuple[str, np.ndarray | None]
     if answer.status_code != 200:
         return answer.json()["error"]["code"], None
     data = base64.b64decode(answer.json()["data"][0]["b64_json"])
-    return "drawn", np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return "drawn", Image.open(io.BytesIO(data))
 
 
 def _cancelled(client: httpx2.Client, ask: Ask) -> str:
