@@ -17,6 +17,9 @@ from kandinsky5.hub.need import Need
 from kandinsky5.hub.selection import Plan, planned_file
 from kandinsky5.hub.transfer import fetch_planned
 
+CONFIGS: Final = ("adapter_config.json", "config_lora.json")
+"""What peft and the authors' trainer write beside the tensors (`lora.reading`)."""
+
 LARGEST_REPOSITORY: Final = 20
 """Weight files that are fetched unasked; a repository with more is no adapter's."""
 
@@ -47,9 +50,7 @@ def fetch_adapter(
         info = access.api.model_info(repo_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS)
     except Exception as error:  # the client raises its own, its HTTP library's, and the system's
         raise refusal(error, access, repo_id, revision) from error
-    siblings = [
-        s for s in info.siblings or () if s.rfilename.endswith((".safetensors", "config.json", "_lora.json"))
-    ]
+    siblings = [sibling for sibling in info.siblings or () if _is_wanted(sibling.rfilename)]
     weights = [s for s in siblings if s.rfilename.endswith(".safetensors")]
     if not 0 < len(weights) <= LARGEST_REPOSITORY or info.sha is None:
         raise CheckpointError(
@@ -63,3 +64,11 @@ def fetch_adapter(
         files=tuple(planned_file(repo_id, sibling) for sibling in siblings),
     )
     return fetch_planned(wanted, access, force=force, watch=watch)
+
+
+def _is_wanted(name: str) -> bool:
+    """Weights and configs, in the repository or a folder of it; nothing that leads out."""
+    parts = name.split("/")
+    if "\\" in name or any(part in ("", ".", "..") for part in parts):
+        return False
+    return name.endswith(".safetensors") or parts[-1] in CONFIGS
