@@ -49,6 +49,9 @@ class PlainEngine:
     def add_lora(self, name: str, source: str) -> None:
         self.loras.append((name, source))
 
+    def expanded(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
+        return replace(request, prompt=f"{request.prompt}, in every detail")
+
     def resolve(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
         return replace(
             replace(request, size_from=None) if isinstance(request, EditRequest) else request,
