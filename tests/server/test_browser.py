@@ -203,9 +203,8 @@ def test_on_a_phone_everything_fits_and_a_finger_paints(opened, served: RunningS
     button(page, "Edit").tap()
     expect(pictures(page)).to_have_count(1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    for target in page.locator(
-        "button:visible, a.skip ~ main a, select, input:not([type=range], #erase)"
-    ).all():
+    targets = "button:visible, main a, select, label.check, input:not([type=range], [type=checkbox])"
+    for target in page.locator(targets).all():
         shape = target.bounding_box()
         if shape is not None:
             assert shape["height"] >= SMALLEST_TARGET, target.evaluate("it => it.outerHTML")

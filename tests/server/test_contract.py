@@ -51,8 +51,10 @@ def ask(case: Any) -> None:
     body = case.body
     if isinstance(body, dict):
         for name, most in LARGEST.items():
-            if isinstance(body.get(name), int) and 1 <= body[name] <= most:
+            if type(body.get(name)) is int and 1 <= body[name] <= most:  # True is an int, and no number here
                 body[name] = 1
+        if body.get("expand_prompt") is True:
+            body["expand_prompt"] = False
         if isinstance(body.get("size"), str) and SIZE.fullmatch(body["size"]):
             body["size"] = "64x64"
     case.call_and_validate(excluded_checks=list(BEYOND_THE_DOCUMENT), timeout=60)

@@ -20,10 +20,10 @@ def load(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(Outcome=clients.Outcome, plan=plan, sections=sections)
 
 
-def outcomes(load, pictures: list[np.ndarray]) -> list:
+def outcomes(load, pictures: list[np.ndarray], is_own: bool = True) -> list:
     asks = load.plan.alike(len(pictures), "64x64", 2)
     return [
-        load.Outcome(ask=ask, end="drawn", began=0.0, ended=1.0, pixels=pixels)
+        load.Outcome(ask=ask, end="drawn", began=0.0, ended=1.0, pixels=pixels, is_own=is_own)
         for ask, pixels in zip(asks, pictures, strict=True)
     ]
 
@@ -37,6 +37,7 @@ def test_pictures_that_are_swapped_or_changed_are_found(load) -> None:
     for wrong in ([second, first, *rest], [first + 20, second, *rest], [first, first, *rest]):
         assert not load.sections._unswapped(outcomes(load, wrong), alone)["holds"]
     assert not load.sections._unswapped(rounded[:-1], alone)["holds"], "one is missing"
+    assert not load.sections._unswapped(outcomes(load, pictures, is_own=False), alone)["holds"]
 
 
 def test_requests_that_are_lost_are_counted(load) -> None:
