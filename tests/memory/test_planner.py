@@ -127,6 +127,17 @@ def test_the_cpu_reads_files_and_packs_nothing(model, machine):
     assert plan.device_bytes <= 16e9
 
 
+def test_formats_are_for_bfloat16_on_a_gpu():
+    for dtype, count in ((DTYPE, 3), (torch.float16, 1), (torch.float32, 1)):
+        found = choice_of(
+            published_model(dtype), torch.device("meta")
+        ).formats  # stands for a GPU without float8
+        assert {name: len(forms) for name, forms in found.items()} == {
+            "transformer": count,
+            "text_encoder": count,
+        }
+
+
 def test_a_packing_that_nobody_knows(model, machine):
     from kandinsky5.budget import Budget
 

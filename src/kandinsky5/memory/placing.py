@@ -194,11 +194,9 @@ def _can_be_had(form: str, component: str, device: torch.device, dtype: torch.dt
     """On the CPU nothing is packed on the way: it is no faster there, and files need no memory."""
     if form == PLAIN:
         return True
-    if device.type == "cpu" or (form == "fp8" and component != "transformer"):
+    if device.type == "cpu" or dtype != torch.bfloat16 or why_not(form, component) is not None:
         return False
-    if form == "fp8" and why_no_float8_products(device, dtype) is not None:
-        return False
-    return why_not(form, component) is None
+    return form != "fp8" or (component == "transformer" and why_no_float8_products(device, dtype) is None)
 
 
 def _sizes(model: Model, budget: Budget, edits: bool) -> Sizes:
