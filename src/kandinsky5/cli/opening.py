@@ -60,7 +60,8 @@ def open_engine(
         if not is_out_of_memory(error):
             raise
         raise CapacityError(
-            f"{source.name} does not fit into the memory of device {device}; try --memory auto, --precision bf16, or --device cpu."
+            f"{source.name} does not fit into the memory of device {device}; try --memory auto, --precision bf16, or "
+            "--device cpu."
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return Engine(pipeline, source=source.name)
