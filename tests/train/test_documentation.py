@@ -1,4 +1,4 @@
-"""docs/training.md does what it says: the walk is run, and the embedded model learns a shape it never saw.
+"""docs/training.md does what it says: its walk is run, and (slow) the embedded model learns a shape it never saw.
 
 The walk's settings and commands are read from the page. Forty drawn crescents teach the embedded model the shape and
 its word; the scorer, taught to see crescents, counts them before and after, beside things that the model knew.
@@ -62,6 +62,30 @@ def scores(pipe: Kandinsky5T2IPipeline) -> tuple[float, float]:
     return sum(found) / len(found), sum(kept) / len(kept)
 
 
+def walk(commands: list[str], *, steps: int) -> None:
+    """Run the page's commands in the current folder; its pictures are drawn in so many steps."""
+    train, *draw = (shlex.split(line)[1:] for line in commands)
+    assert run([*train, "-q"]) == 0
+    for arguments in draw:
+        assert run([*arguments, "-q", "--steps", str(steps)]) == 0
+
+
+def test_the_walk_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
+    """All of it but the length of the training and the number of pictures."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "pictures", count=4)
+    settings = marked("settings")
+    assert "steps = 110\n" in settings
+    Path("crescents.toml").write_text(settings.replace("steps = 110\n", "steps = 2\n"))
+    walk(marked("commands").strip().splitlines(), steps=2)
+    assert read_provenance(Path("crescent.png")).request.lora == (("crescents", 1.0),)
+    assert read_provenance(Path("half.png")).request.lora == (("crescents", 0.5),)
+    assert Path("crescents/comfyui_lora.safetensors").is_file() and Path("crescents/README.md").is_file()
+
+
+@pytest.mark.slow
 def test_the_walk_teaches_the_embedded_model_a_new_shape(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
 ) -> None:
@@ -71,15 +95,12 @@ def test_the_walk_teaches_the_embedded_model_a_new_shape(
     pipe = load_pipeline("embedded", device="cpu", dtype="bf16")
     pipe.set_progress_bar_config(disable=True)
     before, knew = scores(pipe)
-    train, draw, half = (shlex.split(line)[1:] for line in marked("commands").strip().splitlines())
-    assert run([*train, "-q"]) == 0
+    walk(marked("commands").strip().splitlines(), steps=4)
     pipe.load_lora_weights("crescents")
     after, knows = scores(pipe)
     assert before < 0.1, before
     assert after >= 0.8, after
     assert knows >= knew - 0.03, (knew, knows)
-    assert run([*draw, "-q", "--steps", "4"]) == run([*half, "-q", "--steps", "4"]) == 0
-    assert read_provenance(Path("half.png")).request.lora == (("crescents", 0.5),)
 
 
 def test_settings_of_the_page_are_settings(tmp_path: Path) -> None:
