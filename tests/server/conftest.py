@@ -37,7 +37,7 @@ __all__ = [
     "saved_editing_folder",
 ]
 
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 @dataclass
