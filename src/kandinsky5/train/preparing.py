@@ -17,7 +17,7 @@ from torch import distributed, nn
 from kandinsky5.errors import RequestError
 from kandinsky5.loading import load_pipeline
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.placement import resolve_device
+from kandinsky5.placement import free_memory, resolve_device
 from kandinsky5.prompts import Task
 from kandinsky5.train.data.cache import TensorCache, key_of
 from kandinsky5.train.data.encoding import Encoder, Learnable, check_flaws, held_back
@@ -33,6 +33,9 @@ from kandinsky5.train.tuning.sharding import make_mesh, shard
 logger = logging.getLogger(__name__)
 
 FLAWS_FILE: Final = "left-out.jsonl"
+
+ENCODING_ROOM: Final = 1.15
+"""Memory for encoding, in that of the encoders' weights."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,9 +109,13 @@ def prepare_data(
     cache = TensorCache(base / settings.data.cache if settings.data.cache else output / "cache")
     sizes = sizes_of(settings.data.sizes, model.drawing.resolutions)
     encoders = (model.drawing.vae, model.drawing.text_encoder, model.drawing.text_encoder_2)
-    encoder = Encoder(model.drawing, model.editing, settings.data, sizes, cache)
+    # Without the network, which stays where it is: a pipeline runs where its first part is.
+    drawing = Kandinsky5T2IPipeline.from_pipe(model.drawing, transformer=None)
+    editing = model.editing and Kandinsky5I2IPipeline.from_pipe(model.editing, transformer=None)
+    encoder = Encoder(drawing, editing, settings.data, sizes, cache)
+    place = _place_of(encoders, model.device, say)
     for part in encoders:
-        part.to(model.device)
+        part.to(place)
     try:
         mine = [
             (number, encoder.encode(example) if isinstance(example, Example) else example)
@@ -165,6 +172,18 @@ def count_parameters(network: nn.Module) -> tuple[int, int]:
     """(learning, all) parameters."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
     return sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
+
+
+def _place_of(parts: Sequence[nn.Module], device: torch.device, say: Callable[[str], None]) -> torch.device:
+    """The device if these parts fit there, else the CPU."""
+    needed = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+    free = free_memory(device)
+    if device.type == "cpu" or free is None or needed * ENCODING_ROOM <= free:
+        return device
+    say(
+        f"the text encoders need {needed / 1e9:.1f} GB and {device} has {free / 1e9:.1f}: encoding on the CPU"
+    )
+    return torch.device("cpu")
 
 
 def _all_examples(settings: TrainingSettings, base: Path) -> Any:
