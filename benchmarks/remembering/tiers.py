@@ -68,7 +68,7 @@ def measure(tier: Tier) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "load_seconds": round(loaded, 1),
         "moved_per_step_gb": gb((moved - at_first_step) / max(1, tier.steps - 1)) if conveyors else 0.0,
-        "moved_gb": gb(moved - moved_before),
+        "moved_bytes": moved - moved_before,
         "host_before_gb": {kind: gb(size) for kind, size in before.items()},
         "loading": peaks(loading),
         "drawing": peaks(drawing),
