@@ -129,7 +129,10 @@ def test_offloaded_between_calls(name):
 
 @pytest.mark.parametrize(("name", "bound"), [("exact", 1e-4), ("fp8", 0.15)])
 def test_the_embedded_model_draws_the_same(name, bound):
-    """With a callback, an empty negative prompt and two prompts of unequal length."""
+    """With a callback, an empty negative prompt and two prompts of unequal length, at the size it was trained for.
+
+    At others its few large steps may decide differently for the smallest difference.
+    """
     found = {}
     for mode in (None, name):
         pipe = Kandinsky5T2IPipeline.from_pretrained(embedded_folder(), dtype=torch.float32)
@@ -143,8 +146,6 @@ def test_the_embedded_model_draws_the_same(name, bound):
         found[mode] = pipe(
             ["a red circle", "two small blue squares on a white ground"],
             num_inference_steps=3,
-            width=64,
-            height=64,
             generator=torch.Generator().manual_seed(1),
             callback_on_step_end=nudge,
             output_type="latent",

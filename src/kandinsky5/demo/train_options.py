@@ -85,7 +85,7 @@ def network_recipe(options: argparse.Namespace) -> NetworkRecipe:
 def _start_digest(options: argparse.Namespace) -> str:
     """What the network's run begins from: a folder's weights, encoders that have learnt to read, both, or nothing."""
     reading = options.work / READING
-    begun = [options.begin_from] if options.start else []
+    begun = [options.begin_from] if options.begin_from else []
     return " ".join(digest(folder) for folder in [*begun, *([reading.parent] if reading.exists() else [])])
 
 
