@@ -43,7 +43,7 @@ def test_the_first_command_draws_a_picture(tmp_path: Path) -> None:
 
 def test_every_other_command_is_understood(command: CommandLine) -> None:
     """They run over an engine that paints plain squares; the folder holds the files they name."""
-    assert len(TABLE_COMMANDS) == 10
+    assert len(TABLE_COMMANDS) == 11
     picture(128, 96).save("photo.png")
     Path("prompts.txt").write_text("a red circle\ntwo rings\n")
     assert command("generate", "a star", "-o", "picture.png").code == 0
