@@ -25,6 +25,7 @@ from tests.pipelines.conftest import (
     generator,
     pipeline,
     saved_editing_folder,
+    saved_folder,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "generator",
     "pipeline",
     "saved_editing_folder",
+    "saved_folder",
 ]
 
 START_SECONDS = 300

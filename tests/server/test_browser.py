@@ -272,7 +272,7 @@ def test_a_page_that_is_loaded_again_finds_its_pictures(page: Page) -> None:
     expect(pictures(page)).to_contain_text("a patient star")
 
 
-def test_a_model_that_only_draws_offers_no_editing(opened, embedded: RunningServer) -> None:
+def test_editing_is_offered_where_the_model_edits(opened, embedded: RunningServer) -> None:
     (model,) = embedded.openai.models.list().data
     page = opened(embedded)
     expect(button(page, "Draw")).to_be_enabled()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kandinsky5.provenance import Provenance, stored_json
 
-from .conftest import RunningServer, wait_until
+from .conftest import RunningServer, start, wait_until
 
 FEW = {"steps": 2, "seed": 7}
 
@@ -299,11 +299,15 @@ def test_another_model_is_not_found(served: RunningServer) -> None:
     assert (error.value.code, error.value.param) == ("model_not_found", "model")
 
 
-def test_a_model_that_cannot_edit_says_so(embedded: RunningServer, png: Path) -> None:
-    if "editing" in embedded.openai.models.list().data[0].model_dump()["defaults"]["tasks"]:
-        pytest.skip("the embedded model edits")
-    with pytest.raises(openai.BadRequestError, match="editing model"):
-        embedded.openai.images.edit(image=png, prompt="make it blue")
+def test_a_model_that_cannot_edit_says_so(saved_folder: str, png: Path) -> None:
+    server = start("--model", saved_folder)
+    try:
+        server.wait_ready()
+        with pytest.raises(openai.BadRequestError, match="editing model"):
+            server.openai.images.edit(image=png, prompt="make it blue")
+    finally:
+        server.process.kill()
+        server.process.wait()
 
 
 # -- The line, cancellation, death ------------------------------------------------------------
