@@ -33,7 +33,7 @@ def serve(
     port: int,
     say: Callable[[str], None],
 ) -> None:
-    """Serve until told to stop. `say` is called with the address once it is bound.
+    """Serve until told to stop. `say` is called with the address once it can be connected to.
 
     Raises RequestError for an address that cannot be had, and what loading the model raised in the worker.
     """
@@ -53,13 +53,13 @@ def serve(
         timeout_graceful_shutdown=round(settings.grace + FAREWELL),
     )
     server = GracefulServer(config, service, settings.grace)
-    bound = _bind(host, port)
-    with bound:
+    listening = _listen(host, port, config.backlog)
+    with listening:
         name = f"[{host}]" if ":" in host else host
-        say(f"http://{name}:{bound.getsockname()[1]}")
+        say(f"http://{name}:{listening.getsockname()[1]}")
         service.start()
         try:
-            server.run(sockets=[bound])
+            server.run(sockets=[listening])
         finally:
             service.close()
     if fatal:
@@ -95,18 +95,20 @@ class GracefulServer(uvicorn.Server):
         await asyncio.to_thread(self._service.close)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket whose connections wait until the server takes them up: none is refused while that one starts."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(backlog)
     except (OSError, OverflowError) as error:
-        bound.close()
+        listening.close()
         raise RequestError(
             f"Cannot listen on {host} port {port}: {error}; choose another --port or --host."
         ) from None
-    return bound
+    return listening
 
 
 def _error_of(failed: Failed) -> Exception:
