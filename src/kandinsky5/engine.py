@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from PIL import Image
 
+from kandinsky5.adapters import NamedAdapters
 from kandinsky5.denoise import Run
 from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.pictures import Fit, content_hash, fit_picture
@@ -44,35 +45,22 @@ DEFAULT_EDIT_TOKENS: Final = 1024
 
 
 class Engine:
-    """A pipeline and the name of where it came from, which every picture carries."""
+    """A pipeline, the name of where it came from, which every picture carries, and adapters that requests may name."""
 
-    def __init__(self, pipeline: "Kandinsky5T2IPipeline | Kandinsky5I2IPipeline", *, source: str) -> None:
+    def __init__(
+        self,
+        pipeline: "Kandinsky5T2IPipeline | Kandinsky5I2IPipeline",
+        *,
+        source: str,
+        adapters: NamedAdapters | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.source = source
-        self._digests: dict[str, str] = {}
+        self.adapters = NamedAdapters(pipeline) if adapters is None else adapters
 
-    def add_lora(self, name: str, source: str) -> None:
-        """Load an adapter that requests may then name. It stands beside the network, which is not loaded again.
-
-        Args:
-            name: what requests call it.
-            source: a file, a folder or a hub id, as the pipelines' `load_lora_weights` takes it.
-
-        Raises:
-            CheckpointError: no such file, a damaged one, or an adapter of another model.
-            RequestError: a name that is taken, or a network that cannot take adapters.
-        """
-        if name in self._digests:
-            raise RequestError(f"There is an adapter {name!r} already; give this one another name.")
-        lora = self.pipeline.read_lora(source)
-        self.pipeline.load_lora_weights(lora, adapter_name=_peft_name(name))
-        self._digests[name] = lora.digest()
-        self._switch_on(None)
-
-    @property
-    def loras(self) -> list[str]:
-        """Names of the adapters that requests may name."""
-        return list(self._digests)
+    def over(self, pipeline: "Kandinsky5T2IPipeline | Kandinsky5I2IPipeline") -> "Engine":
+        """An engine of another task, whose pipeline has the same network and so the same adapters."""
+        return Engine(pipeline, source=self.source, adapters=self.adapters)
 
     def resolve(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
         """The request with every None filled in from the checkpoint, and a seed chosen if it names none.
@@ -80,11 +68,7 @@ class Engine:
         `picture` is the source of an edit, whose shape decides about a size that is left open. Raises RequestError for
         a request that is not this pipeline's task, an adapter that is not loaded, or an edit without a picture.
         """
-        for name, _ in request.lora or ():
-            if name not in self._digests:
-                raise RequestError(
-                    f"There is no adapter {name!r} here; loaded are {', '.join(self._digests) or 'none'}."
-                )
+        self.adapters.check(request.lora)
         width, height = self._size(request, picture)
         tokens = DEFAULT_TEXT_TOKENS
         if isinstance(request, EditRequest):
@@ -119,7 +103,7 @@ class Engine:
         resolved = self.resolve(request, picture)
         if isinstance(resolved, EditRequest) and picture is not None:
             _check_source(resolved, picture)
-        self._switch_on(resolved.lora)
+        self.adapters.wear(resolved.lora)
         started = time.perf_counter()
         output = self._draw(resolved, picture, on_step)
         seconds = time.perf_counter() - started
@@ -147,7 +131,8 @@ class Engine:
     def begin(self, resolved: ImageRequest, picture: Image.Image | None = None) -> tuple[Run, Fit | None]:
         """A resolved request before its first step, and how the source of an edit came to its size.
 
-        Steps from here and `develop` give what `generate` gives. Raises as `generate` does.
+        Steps from here, with the request's adapters worn at each, and `develop` give what `generate` gives. Raises as
+        `generate` does.
         """
         assert resolved.width and resolved.height and resolved.max_sequence_length
         fit = None
@@ -215,20 +200,10 @@ class Engine:
             seconds=seconds,
             software={
                 **self._software(),
-                **{f"lora {name}": self._digests[name] for name, _ in request.lora or ()},
+                **{f"lora {name}": digest for name, digest in self.adapters.digests(request.lora).items()},
             },
             fit=fit,
         )
-
-    def _switch_on(self, lora: tuple[tuple[str, float], ...] | None) -> None:
-        """Exactly these adapters at these weights; none of them switches all off."""
-        if not self._digests:
-            return
-        if not lora:
-            self.pipeline.disable_lora()
-            return
-        self.pipeline.enable_lora()
-        self.pipeline.set_adapters([_peft_name(name) for name, _ in lora], [weight for _, weight in lora])
 
     def _size(self, request: ImageRequest, picture: Image.Image | None) -> tuple[int, int]:
         """(width, height) of the request's pictures."""
@@ -312,11 +287,6 @@ class Engine:
             return {}
         tiles = {} if plan.tile is None else {"tile": str(plan.tile)}
         return {"network_weights": plan.network, "encoder_weights": plan.encoder, **tiles}
-
-
-def _peft_name(name: str) -> str:
-    """A name that a module may have: peft keeps adapters by it, and modules' names hold no dots."""
-    return name.replace(".", "_")
 
 
 def _check_source(request: EditRequest, picture: Image.Image) -> None:

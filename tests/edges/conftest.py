@@ -44,10 +44,6 @@ class PlainEngine:
     before: Callable[[ImageRequest], None] = lambda request: None
     drawn: list[ImageRequest] = field(default_factory=list)
     sources: list[Image.Image | None] = field(default_factory=list)
-    loras: list[tuple[str, str]] = field(default_factory=list)
-
-    def add_lora(self, name: str, source: str) -> None:
-        self.loras.append((name, source))
 
     def expanded(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
         return replace(request, prompt=f"{request.prompt}, in every detail")

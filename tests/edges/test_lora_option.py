@@ -139,10 +139,10 @@ def test_an_engine_knows_only_what_it_loaded(pipeline: Kandinsky5T2IPipeline, tm
     engine = Engine(own, source="tiny")
     request = ImageRequest(prompt="a star", seed=3, steps=1, width=64, height=64)
     before = engine.generate(request)[0].image.tobytes()
-    engine.add_lora("a.b", str(adapter(tmp_path / "a.safetensors")))
-    assert engine.loras == ["a.b"]
+    engine.adapters.add("a.b", str(adapter(tmp_path / "a.safetensors")))
+    assert engine.adapters.names == ["a.b"]
     assert engine.generate(request)[0].image.tobytes() == before
     with pytest.raises(RequestError, match=r"no adapter 'x' here; loaded are a\.b"):
         engine.resolve(ImageRequest(prompt="a", lora=[["x", 1]]))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="already"):
-        engine.add_lora("a.b", str(tmp_path / "a.safetensors"))
+        engine.adapters.add("a.b", str(tmp_path / "a.safetensors"))

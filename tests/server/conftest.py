@@ -17,6 +17,8 @@ import httpx2
 import openai
 import pytest
 
+from kandinsky5.lora import LoraFormat, write_lora
+from tests.lora.conftest import make_lora
 from tests.pipelines.conftest import (
     components,
     editing,
@@ -109,10 +111,23 @@ def start(*arguments: str, **environment: str) -> RunningServer:
     return RunningServer(process, address, lines)
 
 
+LORA = "style.safetensors"
+"""The adapter that requests to the tiny model may name."""
+
+
 @pytest.fixture(scope="session")
-def started(saved_editing_folder: str) -> Iterator[tuple[RunningServer, RunningServer]]:
+def style(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of an adapter for the tiny models."""
+    path = tmp_path_factory.mktemp("adapters") / LORA
+    write_lora(make_lora(), path, LoraFormat.diffusers)
+    return path
+
+
+@pytest.fixture(scope="session")
+def started(saved_editing_folder: str, style: Path) -> Iterator[tuple[RunningServer, RunningServer]]:
     """Both servers, which load side by side."""
-    servers = start(), start("--model", saved_editing_folder, "--max-queue", "6", "--max-body-mb", "2")
+    tiny = ("--model", saved_editing_folder, "--lora", str(style), "--max-queue", "6", "--max-body-mb", "2")
+    servers = start(), start(*tiny)
     yield servers
     for server in servers:
         server.process.kill()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from kandinsky5.provenance import Provenance, stored_json
 
-from .conftest import RunningServer, start, wait_until
+from .conftest import LORA, RunningServer, start, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra browser)")
 expect, Page, Locator = playwright.expect, playwright.Page, playwright.Locator
@@ -128,6 +128,24 @@ def test_pictures_are_drawn_and_drawn_again_with_their_parameters(page: Page) ->
     button(page, "Draw").click()
     expect(pictures(page)).to_have_count(3)
     assert np.abs(pixels(downloaded(page)) - pixels(second)).max() <= 1
+
+
+def test_adapters_are_worn_at_their_weights_and_again(page: Page, png: Path) -> None:
+    """Drawing sends JSON and editing a form; both carry them, and a picture brings them back."""
+    weight = page.get_by_role("spinbutton", name=LORA)
+    for number, value in enumerate(("0.5", "-1"), start=1):
+        fill(page, "a ring", Seed=3, Steps=2)
+        weight.fill(value)
+        button(page, "Edit" if number == 2 else "Draw").click()
+        expect(pictures(page)).to_have_count(number)
+        expect(pictures(page).first).to_contain_text(f"{LORA} × {value}")
+        told = Provenance.from_json(stored_json(downloaded(page)) or "").request
+        assert told.lora == ((LORA, float(value)),)
+        if number == 1:
+            page.get_by_label("Choose a picture").set_input_files(png)
+    weight.fill("")
+    pictures(page).first.get_by_role("button", name="Use these again").click()
+    expect(weight).to_have_value("-1")
 
 
 def test_progress_is_seen_and_a_picture_that_is_on_its_way_is_cancelled(
@@ -277,6 +295,7 @@ def test_editing_is_offered_where_the_model_edits(opened, embedded: RunningServe
     page = opened(embedded)
     expect(button(page, "Draw")).to_be_enabled()
     assert not page.get_by_label("Let the model write the prompt out").is_visible()
+    assert not page.get_by_text("Weights of adapters").is_visible()
     edits = "editing" in model.model_dump()["defaults"]["tasks"]
     assert page.get_by_label("Choose a picture").is_visible() == edits
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kandinsky5.provenance import Provenance, stored_json
 
-from .conftest import RunningServer, start, wait_until
+from .conftest import LORA, RunningServer, start, wait_until
 
 FEW = {"steps": 2, "seed": 7}
 
@@ -273,7 +273,6 @@ def test_a_mask_needs_transparency(served: RunningServer, png: Path) -> None:
         ({"stream": True, "response_format": "url"}, "invalid_value", "response_format"),
         ({"moderation": "low"}, "unknown_parameter", "moderation"),
         ({"style": "vivid"}, "unknown_parameter", "style"),
-        ({"extra_body": {"lora": "x"}}, "unknown_parameter", "lora"),
         ({"extra_body": {"steps": 201}}, "invalid_value", "steps"),
         ({"extra_body": {"steps": "2"}}, "invalid_value", "steps"),
         ({"extra_body": {"seed": -1}}, "invalid_value", "seed"),
@@ -308,6 +307,57 @@ def test_a_model_that_cannot_edit_says_so(saved_folder: str, png: Path) -> None:
     finally:
         server.process.kill()
         server.process.wait()
+
+
+# -- Adapters ----------------------------------------------------------------------------------
+
+
+def test_each_request_wears_its_own_adapters(served: RunningServer, embedded: RunningServer) -> None:
+    client = served.openai
+    told = client.models.list().data[0].model_dump()["loras"]
+    assert told == [LORA] and embedded.openai.models.list().data[0].model_dump()["loras"] == []
+
+    def drawn(**lora: float) -> tuple[Image.Image, dict]:
+        extra = {**FEW, "lora": lora} if lora else FEW
+        answer = client.images.generate(prompt="a star", size="64x64", extra_body=extra)
+        assert answer.data is not None
+        return opened(answer.data[0]), answer.model_dump()["model_parameters"]
+
+    plain, parameters = drawn()
+    assert parameters["lora"] == {}
+    styled, parameters = drawn(**{LORA: 0.5})
+    assert parameters["lora"] == {LORA: 0.5}
+    assert np.abs(pixels(styled) - pixels(plain)).max() > 8
+    assert np.array_equal(pixels(drawn()[0]), pixels(plain)), "the next request wears nothing"
+    said = stored_json(styled)
+    assert said is not None
+    provenance = Provenance.from_json(said)
+    assert provenance.request.lora == ((LORA, 0.5),) and len(provenance.software[f"lora {LORA}"]) == 64
+
+
+def test_an_edit_wears_adapters_in_a_form_too(served: RunningServer, png: Path) -> None:
+    def edited(**lora: float) -> np.ndarray:
+        asked = {"image": png, "prompt": "make it blue", "size": "64x64"}
+        answer = served.openai.images.edit(**asked, extra_body={**FEW, "lora": lora} if lora else FEW)
+        assert answer.data is not None
+        return pixels(opened(answer.data[0]))
+
+    assert np.abs(edited(**{LORA: 1.0}) - edited()).max() > 8
+
+
+@pytest.mark.parametrize(
+    ("lora", "param", "words"),
+    [
+        ({"../style.safetensors": 1.0}, "lora", "no adapter '../style.safetensors' here; loaded are"),
+        ({LORA: 11.0}, f"lora.{LORA}", "less than or equal to 10"),
+        ({LORA: "much"}, f"lora.{LORA}", "valid number"),
+        ([LORA], "lora", "valid dictionary"),
+    ],
+)
+def test_adapters_that_will_not_do(served: RunningServer, lora: object, param: str, words: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=words) as error:
+        served.openai.images.generate(prompt="a", size="64x64", extra_body={"lora": lora})
+    assert error.value.param == param
 
 
 # -- The line, cancellation, death ------------------------------------------------------------

@@ -10,7 +10,7 @@ from kandinsky5.server.settings import Settings
 from kandinsky5.service import Limits
 
 
-class Said(Exception):
+class ToldError(Exception):
     """Ends a server at the moment it tells its address, before anything of it runs."""
 
 
@@ -25,9 +25,9 @@ def run(port: int, say) -> None:
 def test_a_server_that_tells_its_address_can_be_connected_to() -> None:
     def connect(address: str) -> None:
         with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=5):
-            raise Said
+            raise ToldError
 
-    with pytest.raises(Said):
+    with pytest.raises(ToldError):
         run(0, connect)
 
 

@@ -33,6 +33,8 @@ def test_the_extra_is_what_the_project_file_says() -> None:
         (["--model", "no such model"], "no such model"),
         (["--api-keys", "/no/such/file"], "cannot be read"),
         (["--max-n", "11"], "max-n"),
+        (["--lora", "a.safetensors:0.5"], "each request gives its own weight; say 'a.safetensors'"),
+        (["--lora", "a.safetensors", "--lora", "b/a.safetensors"], "twice"),
         (["--port", "70000"], "port"),
     ],
 )

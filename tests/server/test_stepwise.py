@@ -1,6 +1,8 @@
 """Several requests at once over real pipelines at tiny size: each picture as if it were alone."""
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +10,14 @@ import torch
 
 from kandinsky5.denoise import RunGroup
 from kandinsky5.engine import Engine
+from kandinsky5.lora import LoraFormat, write_lora
 from kandinsky5.pictures import content_hash
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.request import EditRequest, ImageRequest
 from kandinsky5.service.messages import Begin, Begun, Failed, Finished, Previewed, Report, Stepped
 from kandinsky5.service.preview import LatentPreview
 from kandinsky5.service.stepwise import Stepwise
+from tests.lora.conftest import make_lora
 from tests.pipelines.conftest import LONG, MIDDLE, SHORT, picture
 
 
@@ -91,6 +95,54 @@ def test_passes_are_shared_and_never_larger_than_allowed(stepwise: Stepwise, mon
         stepwise.begin(Begin(id=str(seed), request=asked(SHORT, seed)))
     list(run(stepwise))
     assert sizes == [4, 4, 4, 2, 2, 2]
+
+
+def test_adapters_are_worn_by_those_who_ask_for_them(
+    engines: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways of working at once, and the same adapter at two weights: each as alone, and no pass is shared."""
+    drawing, editing = engines["text-to-image"], engines["editing"]
+    own = copy.deepcopy(editing.pipeline.transformer)  # adapters stay in a network
+    editing = Engine(Kandinsky5I2IPipeline.from_pipe(editing.pipeline, transformer=own), source="tiny")
+    drawing = editing.over(Kandinsky5T2IPipeline.from_pipe(editing.pipeline))
+    for engine in (drawing, editing):
+        engine.pipeline.set_progress_bar_config(disable=True)
+    for seed, name in enumerate(("one", "two")):
+        write_lora(make_lora(10 * seed), tmp_path / f"{name}.safetensors", LoraFormat.comfyui)
+        editing.adapters.add(name, str(tmp_path / f"{name}.safetensors"))
+    stepwise = Stepwise({"text-to-image": drawing, "editing": editing}, most=4)
+    source = picture(64, 64)
+    edit = {"prompt": "make it blue", "width": 64, "height": 64, "steps": 3, "source": content_hash(source)}
+    requests = {
+        "plain": asked(SHORT, 1),
+        "one": asked(SHORT, 1, lora=[["one", 1.0]]),
+        "half": asked(SHORT, 1, lora=[["one", 0.5]]),
+        "both": asked(SHORT, 1, lora=[["one", 1.0], ["two", -1.0]]),
+        "edited": EditRequest(**edit, seed=1, lora=(("one", 1.0),)),
+    }
+    for name, request in requests.items():
+        begin = Begin(id=name, request=request, picture=source if name == "edited" else None)
+        assert isinstance(stepwise.begin(begin), Begun)
+    worn, real = [], RunGroup.velocities
+    monkeypatch.setattr(
+        RunGroup,
+        "velocities",
+        lambda group, *args, **kwargs: worn.append(len(group.runs)) or real(group, *args, **kwargs),
+    )
+    found = finished(run(stepwise))
+    assert worn == [1, 2, 1, 1] * 3, "the edit and the drawing with the same adapter share a pass"
+    pictures = []
+    for name, request in requests.items():
+        engine = editing if name == "edited" else drawing
+        alone = engine.generate(request, picture=source if name == "edited" else None)[0]
+        ours = found[name].pictures[0]
+        assert difference(ours.image, alone.image) <= 1, name
+        assert {key for key in ours.software if key.startswith("lora")} == {
+            f"lora {adapter}" for adapter, _ in request.lora or ()
+        }
+        pictures.append(ours.image)
+    for other in pictures[1:4]:
+        assert difference(pictures[0], other) > 8
 
 
 def test_steps_are_told_for_all_pictures_together(stepwise: Stepwise) -> None:

@@ -51,6 +51,15 @@ def chosen_loras(command: str, texts: Sequence[str] | None, stored: Provenance |
     return chosen
 
 
+def offered_loras(command: str, texts: Sequence[str] | None) -> list[ChosenLora]:
+    """The adapters that a server's requests may name. Raises as `chosen_loras`, and for a weight."""
+    chosen = chosen_loras(command, texts, None)
+    for text, lora in zip(texts or (), chosen, strict=False):
+        if text != lora.source:
+            raise RequestError(f"--lora {text!r}: each request gives its own weight; say {lora.source!r}.")
+    return chosen
+
+
 def weights_of(loras: Sequence[ChosenLora]) -> tuple[tuple[str, float], ...] | None:
     """What a request holds of them."""
     return tuple((lora.name, lora.weight) for lora in loras) or None

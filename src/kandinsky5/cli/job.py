@@ -145,7 +145,7 @@ def draw(job: Job, opener: OpenEngine) -> None:
     with waiting(console, f"Loading {model.name}", shown=not job.quiet and model.hub_id is None):
         engine = opener(job.model, job.device, job.dtype, job.task, job.budget)
         for lora in job.loras:
-            engine.add_lora(lora.name, lora.source)
+            engine.adapters.add(lora.name, lora.source)
     source = job.source.picture if job.source is not None else None
     requests = [engine.resolve(request, source) for request in _expanded(job, engine, console)]
     if not job.quiet and model.name == EMBEDDED:

@@ -6,10 +6,12 @@ requests, pictures.
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kandinsky5.budget import Budget
 from kandinsky5.checkpoint.document import read_object
+from kandinsky5.cli.adapters import ChosenLora
 from kandinsky5.errors import CapacityError
 from kandinsky5.prompts import Task
 from kandinsky5.variants import ModelSource, resolve_model
@@ -67,19 +69,30 @@ def open_engine(
     return Engine(pipeline, source=source.name)
 
 
-def open_engines(model: str, device: str, dtype: str, budget: Budget | None = None) -> "dict[Task, Engine]":
-    """An engine for each task that a model can do, over one set of weights. Raises as `open_engine` does."""
+def open_engines(
+    model: str,
+    device: str,
+    dtype: str,
+    budget: Budget | None = None,
+    loras: Sequence[ChosenLora] = (),
+) -> "dict[Task, Engine]":
+    """An engine for each task that a model can do, over one set of weights, with adapters that requests may name.
+
+    Raises as `open_engine` and `NamedAdapters.add` do.
+    """
     if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
         quieten_imports()
-    if not _edits(resolve_model(model)):
-        return {"text-to-image": open_engine(model, device, dtype, budget=budget)}
-    editing = open_engine(model, device, dtype, "editing", budget)
-    from kandinsky5.engine import Engine
+    task: Task = "editing" if _edits(resolve_model(model)) else "text-to-image"
+    engine = open_engine(model, device, dtype, task, budget)
+    for lora in loras:
+        engine.adapters.add(lora.name, lora.source)
+    if task == "text-to-image":
+        return {task: engine}
     from kandinsky5.pipelines import Kandinsky5T2IPipeline
 
-    drawing = Kandinsky5T2IPipeline.from_pipe(editing.pipeline)
+    drawing = Kandinsky5T2IPipeline.from_pipe(engine.pipeline)
     drawing.set_progress_bar_config(disable=True)
-    return {"text-to-image": Engine(drawing, source=editing.source), "editing": editing}
+    return {"text-to-image": engine.over(drawing), task: engine}
 
 
 def _edits(source: ModelSource) -> bool:

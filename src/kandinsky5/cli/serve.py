@@ -6,6 +6,7 @@ carried out.
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -15,6 +16,7 @@ from typer import Option
 
 from kandinsky5.budget import Budget
 from kandinsky5.cli import options
+from kandinsky5.cli.adapters import ChosenLora, offered_loras
 from kandinsky5.cli.extras import require_extra
 from kandinsky5.cli.opening import open_engines
 from kandinsky5.server.keys import KEYS_VARIABLE, read_keys
@@ -47,6 +49,15 @@ ApiKeys = Annotated[
         help="API keys, one a line, each after a name if it has one. Also $KANDINSKY5_API_KEYS.",
     ),
 ]
+Loras = Annotated[
+    list[str] | None,
+    Option(
+        "--lora",
+        metavar="FILE",
+        help="Adapter that requests may name, by its file's name: a safetensors file, a folder or a hub id; may be "
+        "repeated.",
+    ),
+]
 MaxBatch = Annotated[int, Option(min=1, max=64, help="Pictures in one forward pass.")]
 MaxQueue = Annotated[int, Option(min=1, max=100_000, help="Requests that may wait.")]
 MaxQueuePerKey = Annotated[
@@ -71,6 +82,7 @@ def serve(
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
     memory: options.Memory = None,
+    lora: Loras = None,
     api_keys: ApiKeys = None,
     max_batch: MaxBatch = 4,
     max_queue: MaxQueue = 64,
@@ -93,6 +105,7 @@ def serve(
     from kandinsky5.server.running import serve as run
     from kandinsky5.service import Limits
 
+    loras = offered_loras("serve", lora)
     keys = read_keys(api_keys, os.environ.get(KEYS_VARIABLE))
     _log_to_standard_error(log_format)
     if host not in LOOPBACK and not keys:
@@ -105,6 +118,7 @@ def serve(
         aliases=() if row is None else tuple(name for name in (*row.aliases, row.hub_id) if name),
         keys=keys,
         expands=source.name != EMBEDDED,
+        loras=tuple(one.name for one in loras),
         max_pixels=max_pixels,
         max_steps=max_steps,
         max_count=max_n,
@@ -121,16 +135,21 @@ def serve(
         seconds=timeout,
     )
     budget = None if memory is None else Budget.of(memory, pictures=max_batch)
-    opener = partial(_open_in_worker, model or EMBEDDED, device, dtype.value, log_format, budget)
+    opener = partial(_open_in_worker, model or EMBEDDED, device, dtype.value, log_format, budget, loras)
     run(opener, settings, limits, host=host, port=port, say=typer.echo)
 
 
 def _open_in_worker(
-    model: str, device: str, dtype: str, log_format: LogFormat, budget: Budget | None
+    model: str,
+    device: str,
+    dtype: str,
+    log_format: LogFormat,
+    budget: Budget | None,
+    loras: Sequence[ChosenLora],
 ) -> "dict[Task, Engine]":
     """`open_engines`, in the worker process, whose log looks like the server's."""
     _log_to_standard_error(log_format)
-    return open_engines(model, device, dtype, budget)
+    return open_engines(model, device, dtype, budget, loras)
 
 
 def _log_to_standard_error(log_format: LogFormat) -> None:

@@ -106,6 +106,7 @@ def parameters_of(request: ImageRequest) -> dict[str, Any]:
         "steps": request.steps,
         "guidance": request.guidance,
         "negative_prompt": request.negative_prompt,
+        "lora": dict(request.lora or ()),
     }
     return told | {"fit": request.fit} if isinstance(request, EditRequest) else told
 

@@ -102,6 +102,7 @@ def _model(desk: Desk) -> dict[str, object]:
         "owned_by": "kandinsky5",
         "limits": limits_of(desk.settings),
         "expands_prompts": desk.settings.expands,
+        "loras": list(desk.settings.loras),
     }
     if card is None:
         return told

@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kandinsky5.geometry import FitKind
-from kandinsky5.request import MAX_GUIDANCE, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_STEPS
+from kandinsky5.request import (
+    MAX_GUIDANCE,
+    MAX_LORA_WEIGHT,
+    MAX_LORAS,
+    MAX_NAME_CHARACTERS,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_STEPS,
+)
 from kandinsky5.server.problems import Problem, of_validation
 
 LARGEST_COUNT = 10
@@ -18,6 +26,9 @@ MOST_PARTIAL_IMAGES = 3
 """OpenAI's bounds."""
 
 HIGHEST_PRIORITY = 9
+
+OBJECTS = ("lora",)
+"""Fields that are JSON objects."""
 
 Size = Annotated[
     str,
@@ -63,6 +74,18 @@ class DrawingFields(BaseModel):
     guidance: Annotated[float | None, Field(ge=0, le=MAX_GUIDANCE)] = None
     seed: Annotated[
         int | None, Field(ge=0, le=MAX_SEED, description="Picture i of n is drawn with seed + i.")
+    ] = None
+    lora: Annotated[
+        dict[
+            Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)],
+            Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)],
+        ]
+        | None,
+        Field(
+            max_length=MAX_LORAS,
+            description="Adapters to draw with, by the names that /v1/models lists, and their weights; in a form each "
+            "is a field of its own, lora[NAME], as the openai package writes it.",
+        ),
     ] = None
     expand_prompt: Annotated[
         bool | None,
@@ -157,8 +180,21 @@ def of_json(kind: type[Body], fields: Any) -> Body:
 
 
 def of_form(kind: type[Body], fields: Mapping[str, str]) -> Body:
-    """A body from the texts of a form. Raises Problem."""
+    """A body from the texts of a form, where a part of an object is a field `name[part]`. Raises Problem."""
     try:
-        return kind.model_validate(dict(fields))
+        return kind.model_validate(_with_objects(fields))
     except ValidationError as error:
         raise of_validation(error) from None
+
+
+def _with_objects(fields: Mapping[str, str]) -> dict[str, Any]:
+    """The fields, those that are parts of an object put into one."""
+    whole: dict[str, Any] = {}
+    objects: dict[str, dict[str, str]] = {}
+    for field, text in fields.items():
+        name, bracket, part = field.removesuffix("]").partition("[")
+        if bracket and field.endswith("]") and name in OBJECTS:
+            objects.setdefault(name, {})[part] = text
+        else:
+            whole[field] = text
+    return {**whole, **objects}

@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic.json_schema import models_json_schema
 
 from kandinsky5.server.bodies import (
+    OBJECTS,
     EditBody,
     EditForm,
     EditJobBody,
@@ -174,7 +175,9 @@ def _operation(
 
 
 def _either(json_name: str, form_name: str) -> Json:
-    return {**_json(_ref(json_name)), "multipart/form-data": {"schema": _ref(form_name)}}
+    apart = {name: {"style": "deepObject", "explode": True} for name in OBJECTS}
+    form = {"schema": _ref(form_name), "encoding": apart}
+    return {**_json(_ref(json_name)), "multipart/form-data": form}
 
 
 def _parameter(name: str, place: str, schema: Json | None = None) -> Json:
@@ -253,13 +256,18 @@ def _model() -> Json:
         max_steps=whole,
         max_n=whole,
         max_guidance=number,
+        max_lora_weight=number,
         max_prompt_characters=whole,
         max_body_bytes=whole,
     )
     texts = {"type": "array", "items": text}
     defaults = _object("size", sizes=texts, steps=whole, guidance=number, tasks=texts)
     model = _object(
-        "id", "object", "owned_by", created=whole, limits=limits, expands_prompts={"type": "boolean"}
+        *("id", "object", "owned_by"),
+        created=whole,
+        limits=limits,
+        expands_prompts={"type": "boolean"},
+        loras=texts,
     )
     model["properties"]["defaults"] = {
         **defaults,

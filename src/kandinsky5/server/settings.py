@@ -14,6 +14,7 @@ class Settings:
     model: what it is called in `/v1/models`; aliases are accepted in requests too.
     keys: name -> API key; empty lets everyone in.
     expands: whether the model's text encoder can write prompts out.
+    loras: adapters that requests may name.
     max_pixels, max_steps, max_count: of one request.
     max_body_bytes: of a request's body, files included.
     keep: how long a picture behind a url, or a job after its end, can be had.
@@ -27,6 +28,7 @@ class Settings:
     aliases: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     expands: bool = True
+    loras: tuple[str, ...] = ()
     max_pixels: int = 2048 * 2048
     max_steps: int = 200
     max_count: int = 10

@@ -12,6 +12,7 @@ from kandinsky5.geometry import LARGEST_SIDE, SIZE_MULTIPLE, parse_size
 from kandinsky5.provenance import PictureFormat, check_request_fits
 from kandinsky5.request import (
     MAX_GUIDANCE,
+    MAX_LORA_WEIGHT,
     MAX_PROMPT_CHARACTERS,
     MAX_STEPS,
     EditRequest,
@@ -55,6 +56,7 @@ def limits_of(settings: Settings) -> dict[str, int | float]:
         "max_steps": min(settings.max_steps, MAX_STEPS),
         "max_n": min(settings.max_count, LARGEST_COUNT),
         "max_guidance": MAX_GUIDANCE,
+        "max_lora_weight": MAX_LORA_WEIGHT,
         "max_prompt_characters": MAX_PROMPT_CHARACTERS,
         "max_body_bytes": settings.max_body_bytes,
     }
@@ -108,6 +110,7 @@ def request_of(
         "steps": body.steps if body.steps is not None else _steps(body.quality, card),
         "guidance": body.guidance,
         "seed": body.seed,
+        "lora": list((body.lora or {}).items()) or None,
     }
     if body.size not in (None, "auto"):
         fields["width"], fields["height"] = parse_size(str(body.size))
@@ -134,6 +137,10 @@ def _check_bounds(request: ImageRequest, settings: Settings, card: Card) -> None
         raise _refused(
             "n", f"{request.count} is more than the {settings.max_count} pictures drawn at once here"
         )
+    for name, _ in request.lora or ():
+        if name not in settings.loras:
+            there = ", ".join(settings.loras) or "none"
+            raise _refused("lora", f"there is no adapter {name!r:.80} here; loaded are {there}")
 
 
 def _fit(body: DrawingFields) -> dict[str, Any]:

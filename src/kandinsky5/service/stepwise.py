@@ -1,8 +1,8 @@
 """Several requests drawn at once, one forward pass at a time; requests join and leave between passes.
 
 In: `Begin`s. Out: reports. Each picture of a request is a drawing of its own, with its own times; drawings of one size
-share a pass, whatever their prompts, guidance, number of steps, and whether they edit. No picture depends on what else
-is drawn. The file refuses to know processes, queues and who asks.
+and with the same adapters share a pass, whatever their prompts, guidance, number of steps, and whether they edit. No
+picture depends on what else is drawn. The file refuses to know processes, queues and who asks.
 """
 
 import copy
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kandinsky5 import denoise, flow
+from kandinsky5.adapters import Worn
 from kandinsky5.denoise import Run, RunGroup
 from kandinsky5.engine import Engine
 from kandinsky5.errors import CapacityError, RequestError
@@ -40,6 +41,7 @@ from kandinsky5.service.preview import LatentPreview
 log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+Kind = tuple[Shape, Worn | None]
 
 TOKENS_A_STEP: Final = 4
 """Tokens of a prompt that are written between two steps: about the time of a step, at full size."""
@@ -87,6 +89,11 @@ class _Drawing:
     def shape(self) -> Shape:
         return tuple(self.run.latents.shape)
 
+    @property
+    def kind(self) -> Kind:
+        """What has to be the same in a pass."""
+        return self.shape, self.work.request.lora
+
 
 class Stepwise:
     """What is being drawn. `most`: pictures in one forward pass; less where memory has shown that it must be."""
@@ -98,7 +105,7 @@ class Stepwise:
         self._drawings: list[_Drawing] = []
         self._writings: list[_Writing] = []
         self._fitting: dict[Shape, int] = {}
-        self._order: list[Shape] = []
+        self._order: list[Kind] = []
         self._group: tuple[Sequence[_Drawing], RunGroup] | None = None
         any_engine = next(iter(engines.values()))
         self._preview = LatentPreview.of(any_engine.pipeline.vae)
@@ -185,14 +192,14 @@ class Stepwise:
     # -- Parts of a step ----------------------------------------------------------------------------------------------
 
     def _choose(self) -> list[_Drawing]:
-        """The drawings of the next pass: of the size that waits longest, the oldest first."""
-        shapes = {drawing.shape for drawing in self._drawings}
-        self._order = [shape for shape in self._order if shape in shapes]
-        self._order += sorted(shapes - set(self._order))
-        shape = self._order.pop(0)
-        self._order.append(shape)
-        most = min(self.most, self._fitting.get(shape, self.most))
-        return [drawing for drawing in self._drawings if drawing.shape == shape][:most]
+        """The drawings of the next pass: of the kind that waits longest, the oldest first."""
+        kinds = list(dict.fromkeys(drawing.kind for drawing in self._drawings))
+        self._order = [kind for kind in self._order if kind in kinds]
+        self._order += [kind for kind in kinds if kind not in self._order]
+        kind = self._order.pop(0)
+        self._order.append(kind)
+        most = min(self.most, self._fitting.get(kind[0], self.most))
+        return [drawing for drawing in self._drawings if drawing.kind == kind][:most]
 
     def _velocities(
         self, drawings: list[_Drawing]
@@ -222,9 +229,11 @@ class Stepwise:
         """Velocities of one forward pass, or what it raised."""
         if self._group is None or self._group[0] != drawings:
             self._group = drawings, RunGroup(runs=[drawing.run for drawing in drawings])
-        network = drawings[0].work.engine.pipeline.transformer
+        engine, lora = drawings[0].work.engine, drawings[0].work.request.lora
+        network = engine.pipeline.transformer
         timesteps = [drawing.timestep for drawing in drawings]
         try:
+            engine.adapters.wear(lora)
             return self._group[1].velocities(timesteps, transformer=network), None
         except Exception as error:
             return [], error.with_traceback(None) if is_out_of_memory(error) else error

@@ -28,7 +28,9 @@ export class Api {
       return this.#json("v1/jobs/generations", { method: "POST", headers, body: JSON.stringify(given) });
     }
     const form = new FormData();
-    for (const [name, value] of Object.entries({ ...given, fit: source.fit })) form.append(name, String(value));
+    const { lora = {}, ...texts } = given;
+    for (const [name, value] of Object.entries({ ...texts, fit: source.fit })) form.append(name, String(value));
+    for (const [name, weight] of Object.entries(lora)) form.append(`lora[${name}]`, String(weight));
     form.append("image", source.file, "source");
     if (source.mask) form.append("mask", source.mask, "mask.png");
     return this.#json("v1/jobs/edits", { method: "POST", body: form });

@@ -1,10 +1,11 @@
 // What is asked for: the fields, bounded by what the server says, read into the API's words and written from them.
 
+import { Adapters } from "./adapters.js";
 import { byId } from "./dom.js";
 
 const OTHER = "other";
 const AUTO = "auto";
-const FIELD_OF = { negative_prompt: "negative", n: "count", image: "file", mask: "mask" };
+const FIELD_OF = { negative_prompt: "negative", n: "count", image: "file", mask: "mask", lora: "adapters" };
 
 export class RequestForm {
   // `model` as the API describes it, loaded.
@@ -12,6 +13,7 @@ export class RequestForm {
     this.limits = model.limits;
     this.defaults = model.defaults;
     byId("expand-row").hidden = !model.expands_prompts;
+    this.adapters = new Adapters(model.loras, this.limits.max_lora_weight);
     this.#bound();
     this.#offerSizes();
     byId("steps").value = this.defaults.steps;
@@ -33,6 +35,7 @@ export class RequestForm {
       guidance: Number(byId("guidance").value),
       n: Number(byId("count").value),
       seed: seed === "" ? null : Number(seed),
+      lora: this.adapters.read(),
     };
   }
 
@@ -45,6 +48,7 @@ export class RequestForm {
     byId("guidance").value = fields.guidance;
     byId("count").value = fields.n;
     byId("seed").value = fields.seed ?? "";
+    this.adapters.write(fields.lora);
     const offered = [...byId("size").options].some((option) => option.value === fields.size);
     byId("size").value = offered ? fields.size : OTHER;
     if (!offered) [byId("width").value, byId("height").value] = fields.size.split("x");

@@ -1,5 +1,6 @@
 // What came of it: pictures, the newest first, each with the parameters that draw it again.
 
+import { toldAdapters } from "./adapters.js";
 import { comparison } from "./compare.js";
 import { byId, make } from "./dom.js";
 import { told } from "./form.js";
@@ -38,6 +39,7 @@ function parameters(fields) {
     Guidance: fields.guidance,
     Seed: fields.seed,
     Without: fields.negative_prompt,
+    Adapters: toldAdapters(fields.lora),
   };
   const given = Object.entries(rows).filter(([, value]) => value !== "");
   return make("dl", {}, ...given.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, String(value)))));
