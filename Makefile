@@ -17,8 +17,8 @@ check: ## what CI checks before the tests
 	$(bin)/ruff check
 	$(bin)/mypy
 
-test: ## the suite; some="-k geometry" runs a part
-	$(bin)/python -m pytest -q $(some)
+test: ## the suite, in two processes; some="-k geometry" runs a part
+	$(bin)/python -m pytest -q -n 2 $(some)
 
 test-slow: ## the tests that take minutes
 	$(bin)/python -m pytest -q -m slow $(some)

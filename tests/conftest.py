@@ -1,10 +1,12 @@
-"""What holds for the whole suite: no network, few threads, and no test that hears of another's `--quiet`."""
+"""What holds for the whole suite: no network, few threads, no test that hears of another's `--quiet`, and which tests
+stay together where several processes share them (`-n`)."""
 
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,18 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # The tiny models gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay together, and all that ask the same running servers: what they share is costly to set up."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/server" if nodeid.startswith("tests/server/") else super()._split_scope(nodeid)
+
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True)

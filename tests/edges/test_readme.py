@@ -97,6 +97,6 @@ def test_ci_reads_the_test_command_from_here() -> None:
     line = README.split("## Run the tests")[1].split("```sh\n")[1].split("\n")[0]
     assert line == (
         "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[dev]' && "
-        ".venv/bin/python -m pytest -q"
+        ".venv/bin/python -m pytest -q -n 2"
     )
     assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

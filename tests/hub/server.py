@@ -250,12 +250,8 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.closed.wait(60)
 
     def say(self, status: int, body: bytes, headers: dict[str, str], break_after: int | None = None) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
         part = b"" if self.command == "HEAD" else body[:break_after]
-        with self.hub.lock:
+        with self.hub.lock:  # before the client can have read anything
             path = unquote(urlsplit(self.path).path)
             is_file = status in (200, 206) and not path.startswith("/api/")
             asked = Request(
@@ -268,6 +264,10 @@ class Handler(BaseHTTPRequestHandler):
                 len(part) if is_file else 0,
             )
             self.hub.requests.append(asked)
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
         self.wfile.write(part)
         if break_after is not None:
             self.wfile.flush()

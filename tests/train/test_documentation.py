@@ -70,9 +70,7 @@ def walk(commands: list[str], *, steps: int) -> None:
         assert run([*arguments, "-q", "--steps", str(steps)]) == 0
 
 
-def test_the_walk_runs_as_it_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
-) -> None:
+def test_the_walk_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but the length of the training and the number of pictures."""
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "pictures", count=4)
