@@ -62,7 +62,8 @@ def sections(bench: Bench) -> Iterator[tuple[str, float, Callable[[], Iterator[R
     yield "layers", 6 * scale, lambda: layers(bench)
     for name in quick:
         yield "profile", 6 * scale, partial(profile, bench, name)
-    yield "sizes", 25 * scale, lambda: sizes(bench, quick)
+    by_graph = tuple(f"{name} + graphs" for name in quick) if bench.device.type == "cuda" else ()
+    yield "sizes", 45 * scale, lambda: sizes(bench, (*quick, *by_graph))
     yield "batches", 18 * scale, lambda: batches(bench, quick)
     yield "editing", 8 * scale, lambda: editing(bench)
     if bench.device.type == "cuda" and not bench.tiny:

@@ -197,7 +197,7 @@ def main() -> None:
     arguments.add_argument("--only", nargs="+", metavar="ROW", help="rows by name, such as resident '8 GB'")
     arguments.add_argument("--steps", type=int, default=50)
     arguments.add_argument("--large-steps", type=int, default=10, help="of 2048 x 2048")
-    arguments.add_argument("--budget", type=float, default=1800, help="seconds for everything")
+    arguments.add_argument("--budget", type=float, default=540, help="seconds for everything")
     arguments.add_argument("--file", type=Path, help="rows are appended here as they come")
     arguments.add_argument("--cpu-gigabytes", type=float, default=24, help="what --cpu may use")
     arguments.add_argument(

@@ -106,7 +106,7 @@ def parse() -> argparse.Namespace:
     arguments.add_argument("--steps", type=int, default=50)
     arguments.add_argument("--rounds", type=int, default=2)
     arguments.add_argument("--only", nargs="+", choices=SECTIONS)
-    arguments.add_argument("--budget", type=float, default=1800, help="seconds for all sections")
+    arguments.add_argument("--budget", type=float, default=540, help="seconds for all sections")
     arguments.add_argument("--file", type=Path, help="each row goes here too, as a line of JSON")
     given = arguments.parse_args()
     if given.full_size:

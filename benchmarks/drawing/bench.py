@@ -22,6 +22,10 @@ TIMES = (900.0, 500.0, 100.0)
 FEW = 2
 """Steps of a loop that stands for a longer one."""
 
+LIGHT_TOKENS = 1024
+FEW_LIGHT = 10
+"""The same up to so many visual tokens, where what is made once for all steps of a run would weigh more."""
+
 
 @dataclass(kw_only=True)
 class Bench:

@@ -96,6 +96,29 @@ def pieces(bench: Bench) -> Iterator[Row]:
                 row |= {f"{kernels.name}_ms": 1000 * seconds}
                 row |= {f"{kernels.name}_tb_a_second": moved / seconds / 1e12}
             yield row
+    if kernels_for(device, float8=True).name == "triton":
+        yield from _warps(hidden, x, shift, scale, gate, out, bench)
+
+
+def _warps(
+    hidden: Tensor, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, out: Tensor, bench: Bench
+) -> Iterator[Row]:
+    """The two heaviest kernels by the most warps that a program may have: `MOST_WARPS` is to be the fastest."""
+    from kandinsky5.model import triton_kernels
+
+    chosen = triton_kernels.MOST_WARPS
+    for warps in (2, 4, 8, 16):
+        triton_kernels.MOST_WARPS = warps
+        kernels = triton_kernels.TRITON
+        norm = partial(kernels.add_gated_norm_modulate, x, gate, out, shift, scale)
+        yield {
+            "warps": warps,
+            "chosen": warps == chosen,
+            "gelu_float8_ms": 1000 * often(partial(kernels.gelu, hidden, True), bench),
+            "norm_ms": 1000 * often(partial(norm, False), bench),
+            "norm_float8_ms": 1000 * often(partial(norm, True), bench),
+        }
+    triton_kernels.MOST_WARPS = chosen
 
 
 def _linear(weight: Tensor) -> torch.nn.Linear:

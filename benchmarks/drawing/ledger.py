@@ -105,6 +105,14 @@ def median_seconds(
     return statistics.median(seconds_of(function, device) for _ in range(repeats))
 
 
+def pooled_bytes(device: torch.device) -> int:
+    """What CUDA graphs keep for the tensors of their replays, which nobody counts as allocated."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def peak_gib(device: torch.device) -> float | None:
     """Most memory that tensors took since `reset_peak`; None where nobody counts."""
     return round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if device.type == "cuda" else None

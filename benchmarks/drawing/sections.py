@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drawing.bench import FEW, TIMES, Bench, distance, full_size_pipeline, work
-from drawing.ledger import Row, median_seconds, peak_gib, reset_peak, seconds_of
+from drawing.bench import FEW, FEW_LIGHT, LIGHT_TOKENS, TIMES, Bench, distance, full_size_pipeline, work
+from drawing.ledger import Row, median_seconds, peak_gib, pooled_bytes, reset_peak, seconds_of
 from drawing.ways import copied, editing_network, in_float32, ours
 from kandinsky5.geometry import NATIVE_SIZES
 from kandinsky5.model.quantising import float8_layers
@@ -63,6 +63,8 @@ def loop(bench: Bench, name: str) -> Iterator[Row]:
     own = _bytes_of(way.network)
     reset_peak(bench.device)
     held = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
+    graphs = len(getattr(getattr(way.network, "fast_path", None), "_captured", ()))
+    own += pooled_bytes(bench.device) if graphs else 0
     repeats = 1 if again / FEW * bench.steps > 15 else bench.repeats
     times = [seconds_of(lambda: way.loop(scene, bench.steps), bench.device) for _ in range(repeats)]
     peak = peak_gib(bench.device)
@@ -76,6 +78,7 @@ def loop(bench: Bench, name: str) -> Iterator[Row]:
         "rows": counted[0] * bench.steps // FEW,
         "first_extra_seconds": first - again,
         "peak_gib": None if peak is None else round(peak - held / 2**30 + own / 2**30, 2),
+        "graphs": graphs,
         **errors,
     }
 
@@ -149,13 +152,14 @@ def sizes(bench: Bench, names: tuple[str, ...]) -> Iterator[Row]:
         way = bench.way(name)
         for changes in wanted:
             scene = bench.scene(**changes)
-            first = seconds_of(lambda: way.loop(scene, FEW), bench.device)  # noqa: B023
-            seconds = median_seconds(lambda: way.loop(scene, FEW), bench.device, 3, warm_ups=0)  # noqa: B023
+            steps = FEW if scene.tokens > LIGHT_TOKENS else FEW_LIGHT
+            first = seconds_of(lambda: way.loop(scene, steps), bench.device)  # noqa: B023
+            seconds = median_seconds(lambda: way.loop(scene, steps), bench.device, 3, warm_ups=0)  # noqa: B023
             yield {
                 "way": name,
                 **changes,
-                "ms_a_step": 1000 * seconds / FEW,
-                "teraflops": work(bench, scene) * 2 * FEW / seconds,
+                "ms_a_step": 1000 * seconds / steps,
+                "teraflops": work(bench, scene) * 2 * steps / seconds,
                 "first_extra_seconds": first - seconds,
             }
 

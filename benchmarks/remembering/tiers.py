@@ -83,7 +83,8 @@ def cap(tier: Tier, device: torch.device) -> None:
     """Let torch's allocator have the tier less what context and libraries take."""
     if tier.gigabytes is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (tier.gigabytes * 1e9 - CONTEXT) / total), device)
+        share = min(1.0, (tier.gigabytes * 1e9 - CONTEXT) / total)
+        torch.cuda.set_per_process_memory_fraction(share, device.index or torch.cuda.current_device())
 
 
 def load(tier: Tier, device: torch.device) -> Any:

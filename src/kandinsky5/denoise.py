@@ -12,12 +12,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kandinsky5.errors import RequestError
+from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.records import Conditioning
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,8 @@ class Run:
     guidance: v = v_negative + guidance (v_positive - v_negative); at 1 or below there is no negative branch.
     stop: set it to end after the current step.
     source: (B, 1, h, w, C + 1) source latents and mask of an editing checkpoint, or None.
-    batched_guidance: evaluate both branches in one forward pass; cleared when memory does not allow it.
+    batched_guidance: evaluate both branches in one forward pass; cleared when memory, or a network that cannot be told
+        of padding, does not allow it.
     """
 
     latents: Tensor
@@ -88,7 +91,8 @@ def set_times(scheduler: Any, steps: int, device: torch.device | str) -> Tensor:
     smallest time twice. A scheduler that takes no `sigmas` uses its own times.
     """
     if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        u = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+        # An array: some schedulers compute with what they are given, which a list cannot do.
+        u = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy()
         scheduler.set_timesteps(sigmas=u, device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
@@ -101,12 +105,15 @@ def denoise(run: Run, *, transformer: Any, scheduler: Any, on_step: OnStep | Non
 
     Args:
         run: where it starts; afterwards, where it ended.
-        transformer: the network, called at its root.
+        transformer: the network, called at its root. Where its `takes_text_mask` is False, no pass has padded text.
         scheduler: its times set by `set_times`.
         on_step: called after each step with its index, its timestep and the run.
 
     Returns:
         (B, 1, h, w, C) float32 latents; those of the last step taken if the run was stopped.
+
+    Raises:
+        RequestError: prompts of different lengths, and a network that cannot be told of padding.
     """
     positions = _positions(run.latents, transformer.config.patch_size)
     with _expected(transformer, scheduler.timesteps):
@@ -153,13 +160,14 @@ class RunGroup:
     def velocities(self, timesteps: Sequence[Tensor], *, transformer: Any) -> list[Tensor]:
         """The (B, 1, h, w, C) float32 velocity of each run at its own timestep (1000 t), from one forward pass.
 
-        A run alone is evaluated as by `denoise`, in two passes where one does not fit. Raises what the device raises
-        when the pass of several does not fit.
+        A run alone is evaluated as by `denoise`, in two passes where one does not fit; so is each in turn where the
+        network cannot be told of the padding between them. Raises what the device raises when the pass of several does
+        not fit.
         """
         positions = _positions(self.runs[0].latents, transformer.config.patch_size)
-        if len(self.runs) == 1:
-            return [_guided_velocity(self.runs[0], transformer, timesteps[0], positions)]
         each = list(zip(self.runs, timesteps, strict=True))
+        if len(each) == 1 or not _can_pass(transformer, self._conditioning):
+            return [_guided_velocity(run, transformer, time, positions) for run, time in each]
         branches = [*((run, time) for run, time in each if run.guided), *each]
         found = _velocity(
             transformer,
@@ -184,6 +192,7 @@ def _guided(negative: Tensor, positive: Tensor, guidance: float) -> Tensor:
 def _guided_velocity(run: Run, transformer: Any, timestep: Tensor, positions: list[Tensor]) -> Tensor:
     """(B, 1, h, w, C) float32 velocity at the run's latents."""
     latents = run.network_input
+    _check_padding(transformer, run)
     if not run.guided:
         return _velocity(transformer, latents, timestep, run.positive, positions)
     negative, positive = _both_velocities(run, transformer, latents, timestep, positions)
@@ -195,6 +204,9 @@ def _both_velocities(
 ) -> tuple[Tensor, Tensor]:
     """Velocities of the negative and the positive prompts, in one forward pass if it fits, else in two."""
     assert run.negative is not None
+    if run.batched_guidance and not _can_pass(transformer, run.both_branches()):
+        logger.info("The attention back end takes no mask; running the guidance branches in turn.")
+        run.batched_guidance = False
     if run.batched_guidance:
         try:
             rows = torch.cat([latents, latents])
@@ -202,14 +214,42 @@ def _both_velocities(
                 2
             )
             return negative, positive
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             logger.warning("No memory for both guidance branches in one forward pass; running them in turn.")
             run.batched_guidance = False
-        torch.cuda.empty_cache()  # outside the handler, where the failed pass's tensors are still referenced
+        _empty_cache(
+            latents.device
+        )  # outside the handler, where the failed pass's tensors are still referenced
     return (
         _velocity(transformer, latents, timestep, run.negative, positions),
         _velocity(transformer, latents, timestep, run.positive, positions),
     )
+
+
+def _empty_cache(device: torch.device) -> None:
+    """Give the device what its allocator keeps without using it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def _check_padding(transformer: Any, run: Run) -> None:
+    """Refuse a branch whose own rows need padding that the network cannot be told of."""
+    branches = [run.positive] if run.negative is None or not run.guided else [run.negative, run.positive]
+    if not all(_can_pass(transformer, branch) for branch in branches):
+        raise RequestError(
+            "These prompts differ in length, and the attention back end that set_attention_backend() chose cannot be "
+            'told of the padding between them. Draw them in calls of their own, or choose one that can: "native", or '
+            '"flash_varlen" where flash-attn is installed.'
+        )
+
+
+def _can_pass(transformer: Any, conditioning: Conditioning) -> bool:
+    """Whether these rows can go through the network together: none is padded, or it can be told of padding."""
+    return conditioning.padding_mask is None or getattr(transformer, "takes_text_mask", True)
 
 
 def _velocity(
@@ -221,10 +261,16 @@ def _velocity(
         timestep=timestep.expand(len(latents)),
         pooled_projections=conditioning.pooled,
         visual_rope_pos=positions,
-        text_rope_pos=torch.arange(conditioning.text.shape[1], device=latents.device),
+        text_rope_pos=_text_positions(conditioning.text.shape[1], latents.device),
         encoder_attention_mask=conditioning.padding_mask,
         return_dict=False,
     )[0].to(torch.float32)
+
+
+@lru_cache(maxsize=16)
+def _text_positions(length: int, device: torch.device) -> Tensor:
+    """0, 1, ... of the text tokens: the same tensor for every step, so that a network can tell without comparing."""
+    return torch.arange(length, device=device)
 
 
 def _positions(latents: Tensor, patch_size: tuple[int, int, int]) -> list[Tensor]:

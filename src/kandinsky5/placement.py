@@ -18,6 +18,7 @@ from kandinsky5.model.kernels import kernels_for, why_no_triton
 from kandinsky5.model.quantising import quantise
 from kandinsky5.model.scaled import ScaledLinear, why_no_float8_products
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.out_of_memory import is_out_of_memory as is_out_of_memory  # of memory too
 
 logger = logging.getLogger(__name__)
 
@@ -171,11 +172,6 @@ def free_memory(device: torch.device) -> int | None:
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     amounts = [amount for amount in (_available_to_machine(), _available_to_group()) if amount is not None]
     return min(amounts, default=None)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or this machine, has no memory left. Torch has no class for the CPU's."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _available_to_machine() -> int | None:

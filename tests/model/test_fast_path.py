@@ -9,6 +9,7 @@ from peft import LoraConfig
 
 from kandinsky5.denoise import Run, denoise, set_times
 from kandinsky5.model import fast, prompt_table
+from kandinsky5.model.attention import SoftmaxAttention
 from kandinsky5.model.blocks import Modulation
 from kandinsky5.model.fast import FastPath, prepare_for_speed
 from kandinsky5.model.products import joined
@@ -233,6 +234,31 @@ def test_nothing_is_kept_outside_a_run(network, inputs, announced):
     assert announced._tables == [], "nor after a run"
 
 
+def test_a_step_does_not_wait_for_the_device(network, inputs, monkeypatch):
+    """Reading a tensor's numbers, or comparing tensors, would; a run does so once, when its times are announced."""
+    read, real = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read.append("tolist") or real(tensor))
+    monkeypatch.setattr(torch, "equal", lambda *args: pytest.fail("tensors are compared"))
+    drawn_latents(network, inputs, None)
+    without, path = len(read), Counted()
+    drawn_latents(network, inputs, path)
+    assert path.taken == 5 and len(read) - without == without + 1
+
+
+def test_graphs_hold_addresses_as_long_as_weights_stay(network):
+    path = FastPath(graphs=True)
+    path.expect(torch.tensor([700.0, 300.0]))
+    assert path._weights_stay(network)
+    path._captured = {("a shape",): None}
+    assert path._weights_stay(network) and path._captured, "in a run"
+    network.double()
+    assert path._weights_stay(network) and not path._captured, "moved by a callback"
+    path._captured = {("a shape",): None}
+    path.expect(torch.tensor([700.0, 300.0]))
+    network.visual_transformer_blocks[1].feed_forward.in_layer.weight.data = torch.zeros(3)
+    assert path._weights_stay(network) and not path._captured, "between two runs"
+
+
 def test_tensors_of_inference_mode(network, inputs, announced):
     expected = forward(network, inputs)
     network.fast_path = announced
@@ -386,6 +412,22 @@ def test_a_training_step_reaches_layers_laid_together(config, inputs):
 
 
 # --- on a card ---
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [15, 128, 131])
+def test_masked_attention_at_the_published_width(length):
+    """What an empty negative prompt beside a longer one makes of cross-attention; any back end but plain maths."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = [(2, 4096, 20, 128), (2, length, 20, 128), (2, length, 20, 128)]
+    query, key, value = (torch.randn(s, generator=generator, device="cuda").bfloat16() for s in shapes)
+    mask = torch.ones(2, length, dtype=torch.bool, device="cuda")
+    mask[1, 2:] = False
+    found = SoftmaxAttention()(query, key, value, mask).float()
+    wide = [x.float().transpose(1, 2) for x in (query, key, value)]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=mask[:, None, None])
+    assert relative_rms(found, expected.transpose(1, 2)) < 1e-2
 
 
 @pytest.mark.gpu

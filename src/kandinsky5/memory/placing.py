@@ -26,6 +26,7 @@ from kandinsky5.memory.machine import Machine, this_machine
 from kandinsky5.memory.parts import COMPONENTS, Model, model_of, narrow
 from kandinsky5.memory.plan import Origin, Plan
 from kandinsky5.memory.planner import Choice, choose
+from kandinsky5.model.fast import prepare_for_speed
 from kandinsky5.model.loading import checkpoint_errors
 from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
@@ -161,6 +162,8 @@ def place(pipeline: Any, plan: Plan, *, folder: Path | None = None, variant: str
         module = getattr(pipeline, name)
         if module is not None:
             _place_one(name, module, plan, device, lambda name=name: _stored(name, folder, variant))
+    if pipeline.transformer.fast_path is not None:
+        prepare_for_speed(pipeline.transformer)  # placing has moved each tensor by itself
     if plan.tile is not None:
         use_tiles(pipeline.vae, plan.tile)
     pipeline.batched_guidance = plan.batched_guidance

@@ -1,20 +1,31 @@
 """Multi-head attention with normalised queries and keys, over the visual tokens or from them to the text.
 
 Comes in: token states, optionally a context, a mask of the context's real tokens, a rotation. Goes out: token states.
-Which kernel computes the softmax product is diffusers' attention dispatch, so `set_attention_backend` reaches it; this
-file does not know which back ends exist.
+Which kernel computes the softmax product is diffusers' attention dispatch, so `set_attention_backend` reaches it; of
+the back ends this file knows only which take no mask.
 
 Shapes: B batch, N query tokens, M key tokens, D width, A heads of K channels.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry, dispatch_attention_fn
 from torch import Tensor, nn
 
 from kandinsky5.model.precision import PreciseRMSNorm
+
+WITHOUT_MASK: Final = frozenset(
+    (
+        *("flash", "flash_hub", "_flash_3", "_flash_3_hub", "flash_4_hub", "aiter_fa2_hub"),
+        *("_native_flash", "_native_xla", "sage", "sage_hub", "sage_blackwell_hub"),
+        *("_sage_qk_int8_pv_fp8_cuda", "_sage_qk_int8_pv_fp8_cuda_sm90"),
+        *("_sage_qk_int8_pv_fp16_cuda", "_sage_qk_int8_pv_fp16_triton"),
+    )
+)
+"""Back ends that raise when they are given a mask. Each takes the argument, so only its body says so (diffusers 0.42.1,
+`models/attention_dispatch.py`); `tests/model/test_attention_backends.py` asks every one of the installed diffusers."""
 
 
 class SoftmaxAttention:
@@ -22,6 +33,12 @@ class SoftmaxAttention:
 
     _attention_backend = None
     _parallel_config = None
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the back end can be told which keys are padding; where none was chosen, diffusers' active one."""
+        backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+        return backend not in WITHOUT_MASK
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         """(B, N, A, K), (B, M, A, K), (B, M, A, K), (B, M) bool -> (B, N, A, K)."""
@@ -31,7 +48,7 @@ class SoftmaxAttention:
             value,
             attn_mask=None
             if key_mask is None
-            else key_mask[:, None, None],  # every back end knows (B, 1, 1, M)
+            else key_mask[:, None, None],  # (B, 1, 1, M) is known to each that takes a mask
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )

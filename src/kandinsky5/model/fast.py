@@ -25,8 +25,8 @@ from kandinsky5.streaming import in_turn, is_arrival, is_streamed
 
 logger = logging.getLogger(__name__)
 
-TABLE_BYTES: Final = 2**28
-"""Memory for a prompt's window of steps: 27 steps of two rows at the published size."""
+TABLE_BYTES: Final = 2**27
+"""Memory for a prompt's window of steps: 12 steps of two rows at the published size."""
 
 KEPT_TABLES: Final = 2
 """The two branches of a run that evaluates them in turn."""
@@ -49,10 +49,13 @@ class FastPath:
         self.kernels = kernels
         self.float8 = float8
         self.graphs = graphs
+        self._times: Tensor | None = None
         self._ahead: list[float] = []
         self._tables: list[PromptTable] = []
         self._captured: dict[tuple, CapturedCall] = {}
         self._weights: tuple[int, ...] = ()
+        self._seen: tuple[int, int] | None = None
+        self._stays = False
         self._said: str | None = None
 
     def expect(self, times: Tensor) -> None:
@@ -61,8 +64,9 @@ class FastPath:
         Only for these is anything kept from one evaluation to the next, and not while adapters are loaded, whose
         strength may change from step to step.
         """
-        self._ahead = times.tolist()
+        self._times, self._ahead = times, times.tolist() if len(times) else []
         self._tables.clear()
+        self._seen = None
 
     def takes(self, network: Any) -> bool:
         """Whether the network can be evaluated this way now. Why not is logged when it changes."""
@@ -101,17 +105,44 @@ class FastPath:
             timestep: 1000 t, a scalar or (B,).
             rotation: (N, K / 2, 2) of the visual tokens.
         """
-        B = len(latents)
-        given = torch.as_tensor(timestep).reshape(-1).tolist()
-        times = tuple(given * B if len(given) == 1 else given)
+        times = self._numbers(timestep, len(latents))
         adapted = getattr(network, "_hf_peft_config_loaded", False)
         step = self._step(network, prompt, times, keep=not adapted)
         inputs = (latents, step.text, prompt.mask, step.time, step.modulation, rotation)
         kernels = self.kernels or kernels_for(latents.device, float8=self.float8)
         evaluate: Callable[..., Tensor] = partial(velocity, network, kernels)
-        if self.graphs and latents.is_cuda and not adapted and not is_streamed(network):
+        if self.graphs and latents.is_cuda and not adapted and self._weights_stay(network):
             evaluate = self._graph(network, evaluate, inputs)
         return evaluate(*inputs)
+
+    def _numbers(self, timestep: Tensor | float | int, rows: int) -> tuple[float, ...]:
+        """The time of each row. One of those expected is known by its place in their tensor: nothing waits for it."""
+        known = self._times
+        if (
+            isinstance(timestep, Tensor)
+            and known is not None
+            and not any(timestep.stride())
+            and timestep.untyped_storage().data_ptr() == known.untyped_storage().data_ptr()
+            and 0 <= (place := timestep.storage_offset() - known.storage_offset()) < len(self._ahead)
+        ):
+            return (self._ahead[place],) * rows
+        given = torch.as_tensor(timestep).reshape(-1).tolist()
+        return tuple(given * rows if len(given) == 1 else given)
+
+    def _weights_stay(self, network: Any) -> bool:
+        """Whether a graph may hold the weights' addresses. Those that have moved since end the graphs that are kept.
+
+        A run looks through all weights once, and at each step at the first and the last of them.
+        """
+        first, last = network.visual_embeddings.in_layer.weight, network.out_layer.out_layer.weight
+        seen = first.data_ptr(), last.data_ptr()
+        if seen != self._seen or not self._ahead:
+            self._seen, self._stays = seen, not is_streamed(network)
+            weights = tuple(tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers()))
+            if weights != self._weights:
+                self._captured.clear()
+                self._weights = weights
+        return self._stays
 
     def _step(self, network: Any, prompt: Prompt, times: tuple[float, ...], *, keep: bool) -> Step:
         """The table's row for these times, made alone when it may not be kept or nobody announced them."""
@@ -128,10 +159,6 @@ class FastPath:
         self, network: Any, function: Callable[..., Tensor], inputs: Sequence[Tensor | None]
     ) -> Callable[..., Tensor]:
         """The captured function for inputs of these shapes; itself, and no graphs from then on, if it cannot be."""
-        weights = tuple(tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers()))
-        if weights != self._weights:
-            self._captured.clear()
-            self._weights = weights
         key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
         if key not in self._captured:
             if len(self._captured) == KEPT_GRAPHS:
@@ -185,6 +212,9 @@ def velocity(
     ends_dtype = torch.promote_types(latents.dtype, text.dtype)
     patches = network.visual_embeddings(latents.to(ends_dtype)).to(text.dtype)
     grid, x = patches.shape[1:4], patches.flatten(1, 3)
+    del (
+        patches
+    )  # what nobody reads any more makes room for what comes: here and below nothing outlives its use
     blocks = network.visual_transformer_blocks
     rows: Rows | None = None
     for i, block in enumerate(in_turn(blocks)):
@@ -192,21 +222,28 @@ def velocity(
         s, c, s_gate, xs, xc, x_gate, fs, fc, f_gate = modulation[:, i].unbind(1)
         if rows is None:
             rows = kernels.norm_modulate(x, s, c, read_float8(_self_layers(block)))
-        out = _self_attention(kernels, block.self_attention, rows, rotation)
         x, rows = kernels.add_gated_norm_modulate(
-            x, s_gate, out, xs, xc, read_float8([block.cross_attention.to_query])
+            x,
+            s_gate,
+            _self_attention(kernels, block.self_attention, rows, rotation),
+            *(xs, xc, read_float8([block.cross_attention.to_query])),
         )
-        out = _cross_attention(kernels, block.cross_attention, rows, text, mask)
         x, rows = kernels.add_gated_norm_modulate(
-            x, x_gate, out, fs, fc, read_float8([block.feed_forward.in_layer])
+            x,
+            x_gate,
+            _cross_attention(kernels, block.cross_attention, rows, text, mask),
+            *(fs, fc, read_float8([block.feed_forward.in_layer])),
         )
-        out = _feed_forward(kernels, block.feed_forward, rows)
+        changed = _feed_forward(kernels, block.feed_forward, rows)
         if i + 1 == len(blocks):
-            x = kernels.add_gated(x, f_gate, out)
+            x = kernels.add_gated(x, f_gate, changed)
         else:
             following = modulation[:, i + 1].unbind(1)
             quantise = read_float8(_self_layers(blocks[i + 1]))
-            x, rows = kernels.add_gated_norm_modulate(x, f_gate, out, following[0], following[1], quantise)
+            x, rows = kernels.add_gated_norm_modulate(
+                x, f_gate, changed, following[0], following[1], quantise
+            )
+        del changed
     return network.out_layer(x.to(ends_dtype), time, grid).to(latents.dtype)
 
 
@@ -237,8 +274,8 @@ def _attended(
 
 
 def _feed_forward(kernels: Kernels, layers: Any, rows: Rows) -> Tensor:
-    hidden = product(layers.in_layer, rows)
-    return product(layers.out_layer, kernels.gelu(hidden, read_float8([layers.out_layer])))
+    quantise = read_float8([layers.out_layer])
+    return product(layers.out_layer, kernels.gelu(product(layers.in_layer, rows), quantise))
 
 
 def _heads(attention: Any, x: Tensor) -> Tensor:

@@ -32,7 +32,11 @@ class InputPrecisionLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), same dtype."""
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
+        weight, kind = self.weight.to(input.dtype), input.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            return F.linear(input, weight, bias)
+        with torch.autocast(kind, enabled=False):  # which of what is written in float32 narrows products only
+            return F.linear(input, weight, bias)
 
 
 class PreciseLayerNorm(nn.LayerNorm):

@@ -43,7 +43,7 @@ def quantise_rows(x: Tensor, dtype: torch.dtype) -> ScaledRows:
     """Each row of `x` (..., D) rounded to float8 at its own scale; a row that is not finite stays not finite."""
     x = x.to(torch.float32)
     scale = (x.abs().amax(dim=-1, keepdim=True) / LARGEST).clamp(min=LEAST_SCALE)
-    return ScaledRows(values=(x / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale=scale, dtype=dtype)
+    return ScaledRows(values=(x * (1 / scale)).clamp(-LARGEST, LARGEST).to(FLOAT8), scale=scale, dtype=dtype)
 
 
 class ScaledLinear(nn.Module):

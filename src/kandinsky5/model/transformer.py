@@ -193,6 +193,16 @@ class Kandinsky5Transformer3DModel(CheckedLoading, ModelMixin, ConfigMixin, Peft
             velocity = self._velocity(hidden_states, prompt, timestep, visual_turn)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
+    @property
+    def takes_text_mask(self) -> bool:
+        """Whether the attention back ends that read the text can be told which of its tokens are padding.
+
+        Where they cannot, `forward` must be given no `encoder_attention_mask`.
+        """
+        readers: list[Any] = [block.self_attention for block in self.text_transformer_blocks]
+        readers += [block.cross_attention for block in self.visual_transformer_blocks]
+        return all(getattr(reader.processor, "takes_mask", True) for reader in readers)
+
     def expect_times(self, times: Tensor) -> None:
         """Say which times (1000 t) a run is about to ask for, so that a fast path prepares them together.
 

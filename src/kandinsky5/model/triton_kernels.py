@@ -20,6 +20,10 @@ from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
 ELEMENTS_A_WARP = 512
 """16 a thread: two 16-byte accesses of bfloat16."""
 
+MOST_WARPS = 4
+"""Of a program. Instructions a row, counted in Hopper's machine code at 16, 8, 4 warps: GELU and quantisation of 10,240
+columns 22,272, 16,192, 13,152, one, two, three programs a multiprocessor at a time; not timed yet."""
+
 
 @triton.jit
 def _largest_or_nan(a, b):
@@ -28,14 +32,25 @@ def _largest_or_nan(a, b):
 
 
 @triton.jit
+def _scale_of(largest, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):
+    """The scale of a row whose largest magnitude is given."""
+    return _largest_or_nan(largest / LARGEST_FLOAT8, LEAST)
+
+
+@triton.jit
+def _clamped(y, LARGEST_FLOAT8: tl.constexpr):
+    return tl.minimum(tl.maximum(y, -LARGEST_FLOAT8), LARGEST_FLOAT8)
+
+
+@triton.jit
 def _store_rows(y, columns, inside, rows_ptr, scale_ptr, row, WIDTH: tl.constexpr, QUANTISE: tl.constexpr,
                 LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
     """Write a row for the next product; in float8 with its scale if asked for."""
     if QUANTISE:
         largest = tl.reduce(tl.where(inside, tl.abs(y), 0.0), 0, _largest_or_nan)
-        scale = _largest_or_nan(largest / LARGEST_FLOAT8, LEAST)
+        scale = _scale_of(largest, LARGEST_FLOAT8, LEAST)
         tl.store(scale_ptr + row, scale)
-        y = tl.minimum(tl.maximum(y / scale, -LARGEST_FLOAT8), LARGEST_FLOAT8)
+        y = _clamped(y * (1.0 / scale), LARGEST_FLOAT8)
     tl.store(rows_ptr + row * WIDTH + columns, y.to(rows_ptr.dtype.element_ty), mask=inside)
 
 
@@ -67,16 +82,30 @@ def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows
 
 
 @triton.jit
-def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr,
-         QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """One row: its GELU or itself, in the network's dtype or float8."""
+def _activated(x_ptr, columns, REST: tl.constexpr, GELU: tl.constexpr):
+    """The first `REST` of some columns, or their GELU, float32; zeros in the columns beyond."""
+    x = tl.load(x_ptr + columns, mask=columns < REST, other=0.0).to(tl.float32)
+    return x * 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476)) if GELU else x
+
+
+@triton.jit
+def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+         GELU: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """One row, its GELU or itself, in float8: in two parts, whose lengths are powers of two as Triton's must be."""
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < WIDTH
-    x = tl.load(x_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
-    if GELU:
-        x = x * 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476))
-    _store_rows(x, columns, inside, rows_ptr, row_scale_ptr, row, WIDTH, QUANTISE, LARGEST_FLOAT8, LEAST)
+    x_ptr, rows_ptr = x_ptr + row * WIDTH, rows_ptr + row * WIDTH
+    first, second = tl.arange(0, FIRST), tl.arange(0, SECOND)
+    x = _activated(x_ptr, first, FIRST, GELU)
+    y = _activated(x_ptr + FIRST, second, WIDTH - FIRST, GELU)
+    largest = _largest_or_nan(
+        tl.reduce(tl.abs(x), 0, _largest_or_nan), tl.reduce(tl.abs(y), 0, _largest_or_nan)
+    )
+    scale = _scale_of(largest, LARGEST_FLOAT8, LEAST)
+    tl.store(row_scale_ptr + row, scale)
+    inverse = 1.0 / scale
+    x, y = _clamped(x * inverse, LARGEST_FLOAT8), _clamped(y * inverse, LARGEST_FLOAT8)
+    tl.store(rows_ptr + first, x.to(rows_ptr.dtype.element_ty))
+    tl.store(rows_ptr + FIRST + second, y.to(rows_ptr.dtype.element_ty), mask=second < WIDTH - FIRST)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -141,7 +170,10 @@ def _launch_residual_norm(
         EPS=LAYER_NORM_EPS,
         GATED=gate is not None,
         NORM=shift is not None,
-        **_row_options(block, quantise),
+        QUANTISE=quantise,
+        LARGEST_FLOAT8=LARGEST,
+        LEAST=LEAST_SCALE,
+        num_warps=_warps(block),
     )
     return total, rows
 
@@ -158,11 +190,19 @@ def _quantise(x: Tensor) -> ScaledRows:
 
 def _launch_row(x: Tensor, *, gelu: bool) -> ScaledRows:
     x = x.contiguous()
-    width, block = x.shape[-1], triton.next_power_of_2(x.shape[-1])
+    width = x.shape[-1]
+    first = 1 << (width.bit_length() - 1)
     rows = _empty_rows(x, True)
     assert isinstance(rows, ScaledRows)
     _row[(x.numel() // width,)](
-        *(x, rows.values, rows.scale), WIDTH=width, BLOCK=block, GELU=gelu, **_row_options(block, True)
+        *(x, rows.values, rows.scale),
+        WIDTH=width,
+        FIRST=first,
+        SECOND=triton.next_power_of_2(max(1, width - first)),
+        GELU=gelu,
+        LARGEST_FLOAT8=LARGEST,
+        LEAST=LEAST_SCALE,
+        num_warps=_warps(first),
     )
     return rows
 
@@ -202,13 +242,8 @@ def _places(rows: Rows) -> tuple[Tensor, Tensor]:
     return (rows.values, rows.scale) if isinstance(rows, ScaledRows) else (rows, rows)
 
 
-def _row_options(block: int, quantise: bool) -> dict[str, float]:
-    return {
-        "QUANTISE": quantise,
-        "LARGEST_FLOAT8": LARGEST,
-        "LEAST": LEAST_SCALE,
-        "num_warps": min(16, max(1, block // ELEMENTS_A_WARP)),
-    }
+def _warps(columns: int) -> int:
+    return min(MOST_WARPS, max(1, columns // ELEMENTS_A_WARP))
 
 
 TRITON = Kernels(
