@@ -1,5 +1,7 @@
-"""What holds for the whole suite: no network, few threads, no test that hears of another's `--quiet`, and which tests
-stay together where several processes share them (`-n`)."""
+"""What holds for the whole suite: no network, few threads, no test that hears of another's `--quiet`.
+
+Also which tests stay together where several processes share them (`-n`).
+"""
 
 import logging
 import os

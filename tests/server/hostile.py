@@ -1,7 +1,8 @@
-"""Bodies that no honest client sends: damaged pictures, bombs, broken forms, JSON of the wrong shape; from a seed.
+"""Requests that no honest client sends: damaged pictures, bombs, broken forms, JSON of the wrong shape, odd headers;
+from a seed.
 
-In: a seed. Out: requests as bytes with their content type. A damaged picture may still be one, so the fields beside it
-ask for little.
+In: a seed. Out: requests as bytes with their content type and headers. A damaged picture may still be one, so the
+fields beside it ask for little.
 """
 
 import base64
@@ -12,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from PIL import Image
 
@@ -56,16 +58,27 @@ NO_PICTURES = (
     b"\x1f\x8b\x08\x00" + b"\x00" * 20,
     b"PK\x03\x04", b"\x00\x00\x01\x00\x01\x00", b"#!/bin/sh\n", b"/etc/passwd", b"https://example.com/a.png",
 )  # fmt: skip
+HEADERS = ("origin", "host", "authorization", "x-request-id", "content-type", "cookie")
+VALUES = (
+    b"", b"http://[", b"http://]", b"http://[::1", b"http://[v1.]", b"//", b"://", b"null", b"[", b"]:1", b"[::1]",
+    b"127.0.0.1:99999999999", b"localhost:x", b"http://\xff", b"http://user:pass@127.0.0.1", b"http://\xe2\x84\x80.example",
+    b"Bearer", b"Bearer \xff\xfe", b"bearer  \xed\xa0\x80", b"Basic Og==", b"Bearer " + b"k" * 8000, b"%00", b"\xa0",
+    b"application/json; charset=utf-16", b"application/json;;;=", b"/", b"multipart/form-data; boundary=\xff",
+    b"1" * 400, b"a\tb", b"100-continue", b"x" * 64, b"x" * 65,
+)  # fmt: skip
+WIDTHS = (100, 2_000, 20_000, 120_000)
+"""Entries; the largest body of them comes near to what the server reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hostile:
-    """One request. `what` says how it was made."""
+    """One request. `what` says how it was made; `headers` go beside the content type, or instead of it."""
 
     path: str
     content_type: str
     body: bytes
     what: str
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def hostile(seed: int) -> Iterator[Hostile]:
@@ -79,9 +92,10 @@ def hostile(seed: int) -> Iterator[Hostile]:
         _odd_form,
         _odd_json,
         _odd_data_url,
+        _odd_headers,
     )
     while True:
-        yield chance.choice(makers)(chance)
+        yield _wide_json(chance) if chance.random() < 0.05 else chance.choice(makers)(chance)
 
 
 def bomb(side: int) -> bytes:
@@ -267,4 +281,33 @@ def _odd_data_url(chance: random.Random) -> Hostile:
         content_type="application/json",
         body=json.dumps(body).encode(),
         what="data url",
+    )
+
+
+def _wide_json(chance: random.Random) -> Hostile:
+    """A body of as many entries as fit, at one of the places where there may be some."""
+    names, empty = _entries(chance.choice(WIDTHS))
+    fields = chance.choice(
+        (names, b'"images":[%b]' % empty, b'"lora":{%b}' % names, b'"images":[{%b}]' % names)
+    )
+    path = chance.choice(("/v1/images/generations", "/v1/images/edits", "/v1/jobs/edits"))
+    body = b'{"prompt":"a","steps":1,%b}' % fields
+    return Hostile(path=path, content_type="application/json", body=body, what="wide JSON")
+
+
+@cache
+def _entries(count: int) -> tuple[bytes, bytes]:
+    """The inside of an object, and of a list of empty objects."""
+    return b",".join(b'"%07d":1' % number for number in range(count)), b",".join([b"{}"] * count)
+
+
+def _odd_headers(chance: random.Random) -> Hostile:
+    names = chance.sample(HEADERS, chance.randrange(1, 4))
+    headers = tuple((name, chance.choice(VALUES)) for name in names)
+    return Hostile(
+        path=chance.choice(("/v1/images/generations", "/v1/jobs/edits", "/v1/jobs/none/cancel")),
+        content_type="application/json",
+        body=b'{"prompt": ""}',
+        what=f"headers {headers}",
+        headers=headers,
     )

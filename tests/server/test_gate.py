@@ -1,6 +1,8 @@
 """What every request passes: ids, names, origins, keys, sizes; and the documents that say what may be asked."""
 
 import json
+import logging
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 
 from kandinsky5.errors import RequestError
 from kandinsky5.server.keys import Keyring, read_keys
+from kandinsky5.server.logs import Lines, LogFormat
+from kandinsky5.server.metrics import METHODS
 from kandinsky5.server.shelf import Shelf
 
 from .conftest import RunningServer, start, wait_until
@@ -71,12 +75,29 @@ def test_a_key_is_known_by_its_name_and_nothing_near_it_is() -> None:
 def test_a_shelf_forgets_by_time_and_by_room() -> None:
     now = [0.0]
     shelf = Shelf(seconds=10, most_bytes=25, now=lambda: now[0])
-    first, second = shelf.put(b"x" * 10, "image/png"), shelf.put(b"y" * 10, "image/png")
+    first, second = shelf.put(b"x" * 10, "image/png", ""), shelf.put(b"y" * 10, "image/png", "")
     assert first != second and shelf.get(first) is not None
-    third = shelf.put(b"z" * 10, "image/png")
+    third = shelf.put(b"z" * 10, "image/png", "")
     assert shelf.get(first) is None and shelf.get(second) is not None
     now[0] = 10.0
     assert shelf.get(second) is None and shelf.get(third) is None
+
+
+def test_what_a_client_made_up_stays_within_its_line_and_its_fact() -> None:
+    """A path with a newline, an escape of a terminal, and what looks like facts; names of people are left readable."""
+    record = logging.LogRecord("kandinsky5.server", logging.INFO, "", 0, "request\nforged \x1b[2J", (), None)
+    record.facts = {
+        "path": "/a\n2026 INFO accepted key=root\x1b[31m\x9b",
+        "user": "a status=200",
+        "key": "zoë",
+        "n": 1,
+    }
+    line = Lines(LogFormat.text).format(record)
+    assert line.isprintable()
+    path = r'path="/a\n2026 INFO accepted key=root\u001b[31m\u009b"'
+    assert line.endswith(rf'INFO request\nforged \x1b[2J {path} user="a status=200" key=zoë n=1')
+    told = Lines(LogFormat.json).format(record)
+    assert "\n" not in told and json.loads(told)["user"] == "a status=200"
 
 
 # -- On a server ----------------------------------------------------------------------------------------------------
@@ -107,7 +128,14 @@ def test_pages_of_other_origins_and_other_names_are_refused(
 ) -> None:
     host = served.address.removeprefix("http://")
     assert client.get("/v1/models", headers={"origin": f"http://{host}"}).status_code == 200
-    for origin in ("https://evil.example", "null", "http://localhost:1"):
+    for origin in (
+        "https://evil.example",
+        "null",
+        "http://localhost:1",
+        "http://[",
+        "http://[::1",
+        "http://]",
+    ):
         assert code(client.get("/v1/models", headers={"origin": origin})) == (403, "origin_not_allowed")
     assert code(client.get("/v1/models", headers={"host": "evil.example"})) == (403, "host_not_allowed")
     asked = client.options("/v1/images/generations", headers={"access-control-request-method": "POST"})
@@ -190,6 +218,19 @@ def test_other_paths_and_methods(client: httpx2.Client, method: str, path: str, 
     assert answer.status_code == expected and answer.json()["error"]["message"]
 
 
+def test_methods_that_nobody_has_heard_of_are_one_series(
+    client: httpx2.Client, served: RunningServer
+) -> None:
+    def series() -> set[str]:
+        with served.client() as asking:
+            return set(re.findall(r'method="([^"]+)"', asking.get("/metrics").text))
+
+    for number in range(3):
+        assert client.request(f"MAKE{number}", "/health").status_code == 405
+        assert client.request(f"MAKE{number}", "/v1/jobs/a/cancel").status_code == 405
+    assert "other" in series() and series() <= {*METHODS, "other", "any"}
+
+
 def test_a_connection_that_sends_half_a_body_and_goes_leaves_nothing(served: RunningServer) -> None:
     host, port = served.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
@@ -225,7 +266,12 @@ def test_the_document_names_every_path_and_every_field(client: httpx2.Client) ->
     body = document["components"]["schemas"]["GenerationBody"]
     assert body["additionalProperties"] is False
     assert body["properties"]["steps"]["anyOf"][0]["maximum"] == 200
+    for name in ("EditForm", "EditJobForm"):
+        form = document["components"]["schemas"][name]
+        assert form["required"] == ["prompt"]
+        assert form["anyOf"] == [{"required": ["image"]}, {"required": ["image[]"]}]
     text = json.dumps(document)
+    assert '"408"' not in text, "nothing here waits for a body that does not come"
     for name in [part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]]:
         assert name in document["components"]["schemas"], name
 

@@ -58,6 +58,38 @@ def test_a_key_that_comes_late_gets_no_credit_for_what_it_did_not_ask() -> None:
     assert order(line) == ["e3", "l0", "e4", "l1", "e5", "l2"]
 
 
+@pytest.mark.parametrize("ends", ["served", "cancelled"])
+def test_what_a_key_draws_while_nobody_waits_is_no_debt(ends: str) -> None:
+    """It has drawn 200 alone, one at a time, when another comes with many: they take turns from the first on."""
+    line: Line[Entry] = Line(999, 999)
+    for number in range(200):
+        line.add(Entry("alone", f"alone{number}"))
+        line.next()
+    if ends == "cancelled":
+        given_up = Entry("alone")
+        line.add(Entry("alone"))
+        line.add(given_up)
+        line.next()
+        line.remove(given_up)
+    for number in range(3):
+        line.add(Entry("many", f"many{number}"))
+    line.add(Entry("alone", "alone!"))
+    assert order(line) == ["many0", "alone!", "many1", "many2"]
+
+
+def test_what_a_key_draws_while_others_wait_is_counted_until_nobody_waits() -> None:
+    """Also where it leaves the line in between, and where the others are served alone meanwhile."""
+    line: Line[Entry] = Line(99, 99)
+    line.add(Entry("large", "L0", weight=3))
+    for number in range(4):
+        line.add(Entry("small", f"s{number}"))
+    assert [line.next().name for _ in range(2)] == ["L0", "s0"]  # type: ignore[union-attr]
+    line.add(Entry("large", "L1", weight=3))
+    assert [line.next().name for _ in range(3)] == ["s1", "s2", "s3"]  # type: ignore[union-attr]
+    line.add(Entry("small", "s4"))
+    assert order(line) == ["L1", "s4"], "as much for each by now"
+
+
 def test_priority_orders_the_entries_of_its_own_key_only() -> None:
     line: Line[Entry] = Line(99, 99)
     line.add(Entry("a", "a-low"))

@@ -2,10 +2,17 @@
 
 import os
 import signal
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
+from multiprocessing import Pipe
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
 
 import pytest
 
@@ -14,9 +21,14 @@ from kandinsky5.errors import CapacityError
 from kandinsky5.pictures import content_hash
 from kandinsky5.request import EditRequest, ImageRequest
 from kandinsky5.service import Begun, Failed, Finished, Limits, Report, Service, Stepped
+from kandinsky5.service.messages import Drop, Ping, Pong
+from kandinsky5.service.process import Ended, _read
+from kandinsky5.service.watch import PATIENCE, PINGS, Watch
+from kandinsky5.service.worker import Voice, _listen
 from tests.pipelines.conftest import picture
 
 from .conftest import wait_until
+from .slow import open_slow
 
 ENDLESS = ImageRequest(prompt="a", width=128, height=128, steps=1000)
 QUICK = ImageRequest(prompt="a", width=64, height=64, steps=1)
@@ -44,9 +56,15 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def service(saved_editing_folder: str) -> Iterator[Service]:
+def step_seconds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that makes the service's steps slow while it is there."""
+    return tmp_path_factory.mktemp("slow") / "seconds"
+
+
+@pytest.fixture(scope="module")
+def service(saved_editing_folder: str, step_seconds: Path) -> Iterator[Service]:
     os.environ["OMP_NUM_THREADS"] = "1"
-    opener = partial(open_engines, saved_editing_folder, "cpu", "float32")
+    opener = partial(open_slow, saved_editing_folder, step_seconds)
     service = Service(
         opener, Limits(drawing=1, waiting=50, waiting_per_key=50, source_bytes=300_000, seconds=60)
     )
@@ -137,17 +155,133 @@ def test_what_the_model_refuses_fails_with_its_reason(service: Service) -> None:
     assert "leaves no room" in heard.end.reason
 
 
-def test_a_worker_that_hangs_is_replaced(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kandinsky5.service.service.PATIENCE", 0.5)
-    pid, restarts = service.worker_pid, service.restarts
-    heard, ticket = ask(service, ENDLESS)
-    wait_until(lambda: any(isinstance(report, Stepped) for report in heard.reports))
+# -- A worker that does not answer ------------------------------------------------------------------------------------
+
+SHORT_PATIENCE = 2.0
+"""Seconds; a healthy worker on a busy machine answers a ping sooner than that."""
+
+
+@pytest.fixture
+def impatient(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """The service, which soon takes a silent worker to hang."""
+    monkeypatch.setattr("kandinsky5.service.watch.PATIENCE", SHORT_PATIENCE)
+    return service
+
+
+@contextmanager
+def stopped(pid: int | None) -> Iterator[None]:
+    """A process that does nothing at all, as one that is swapped out."""
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    service.cancel(ticket)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # it was ended, as it should be
+            os.kill(pid, signal.SIGCONT)
+
+
+def quickly(call: Callable[[], Any]) -> Any:
+    """What the call returns, which must not wait for the worker."""
+    found: Queue[Any] = Queue()
+    threading.Thread(target=lambda: found.put(call()), daemon=True).start()
+    try:
+        return found.get(timeout=1)
+    except Empty:
+        raise AssertionError("it waits for a worker that does not read") from None
+
+
+def test_a_worker_whose_step_takes_longer_than_a_request_may_is_replaced(
+    service: Service, step_seconds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers pings; and nobody's request could be done in time by it."""
+    pid, restarts = service.worker_pid, service.restarts
+    step_seconds.write_text("100")
+    try:
+        with monkeypatch.context() as soon:
+            soon.setattr("kandinsky5.service.service.PATIENCE", 0.5)
+            soon.setattr(service, "limits", replace(service.limits, seconds=0.5))
+            heard, _ = ask(service, ENDLESS)
+            assert isinstance(heard.end, Failed) and heard.end.kind == "deadline"
+            wait_until(lambda: service.worker_pid != pid)
+    finally:
+        step_seconds.unlink()
     after, _ = ask(service, QUICK)
     assert isinstance(after.end, Finished)
-    assert service.restarts == restarts + 1 and service.worker_pid != pid
+    assert service.restarts == restarts + 1
+
+
+def test_a_worker_that_reads_nothing_stops_nobody_and_its_requests_are_answered(impatient: Service) -> None:
+    """A source of 3 MB is more than a pipe holds, so that sending it waits for the worker."""
+    pid, restarts = impatient.worker_pid, impatient.restarts
+    source = picture(1024, 1024)
+    edit = EditRequest(prompt="a", source=content_hash(source), width=64, height=64, steps=1)
+    heard, dropped, after = Heard(), Heard(), Heard()
+    with stopped(pid):
+        quickly(lambda: impatient.submit(edit, source, listener=heard))
+        wait_until(lambda: impatient.drawing == 1)
+        ticket = quickly(lambda: impatient.submit(QUICK, listener=dropped))
+        assert quickly(lambda: impatient.place(ticket)) == 0
+        assert quickly(lambda: impatient.cancel(ticket))
+        quickly(lambda: impatient.submit(QUICK, listener=after))
+        assert isinstance(heard.end, Failed) and heard.end.kind == "worker"
+        assert isinstance(dropped.end, Failed) and dropped.end.kind == "cancelled"
+        assert isinstance(after.end, Finished)
+    assert impatient.restarts == restarts + 1 and impatient.worker_pid != pid
+
+
+def test_a_worker_in_a_step_that_takes_longer_is_left_alone(impatient: Service, step_seconds: Path) -> None:
+    pid, restarts = impatient.worker_pid, impatient.restarts
+    heard, ticket = ask(impatient, ENDLESS)
+    wait_until(lambda: any(isinstance(report, Stepped) for report in heard.reports))
+    step_seconds.write_text(str(2 * SHORT_PATIENCE))
+    try:
+        time.sleep(0.5)  # into a step of that length
+        impatient.cancel(ticket)
+        wait_until(lambda: impatient.drawing == 0)
+    finally:
+        step_seconds.unlink()
+    after, _ = ask(impatient, QUICK)
+    assert isinstance(after.end, Finished)
+    assert (impatient.worker_pid, impatient.restarts) == (pid, restarts)
+
+
+def test_a_message_that_never_comes_whole_keeps_only_its_reader_waiting() -> None:
+    ours, theirs = Pipe()
+    heard: Queue[Any] = Queue()
+    threading.Thread(target=_read, args=(ours, heard.put), daemon=True).start()
+    theirs.send(Pong())
+    os.write(theirs.fileno(), struct.pack("!i", 1000) + b"half")
+    assert isinstance(heard.get(timeout=5), Pong)
+    with pytest.raises(Empty):
+        heard.get(timeout=0.1)
+    theirs.close()
+    assert isinstance(heard.get(timeout=5), Ended)
+
+
+def test_pings_are_answered_by_the_thread_that_listens() -> None:
+    """Nobody takes the commands out: the thread that draws is in a long step."""
+    ours, theirs = Pipe()
+    commands: Queue[Any] = Queue()
+    threading.Thread(target=_listen, args=(theirs, Voice(theirs), commands), daemon=True).start()
+    ours.send(Drop(id="a"))
+    ours.send(Ping())
+    assert ours.poll(5) and isinstance(ours.recv(), Pong)
+    assert commands.get(timeout=5) == Drop(id="a")
+    ours.close()
+
+
+def test_silence_is_counted_in_pings_of_a_worker_with_work() -> None:
+    watch = Watch()
+    for number in range(PINGS):
+        assert not watch.silent
+        watch.pinged(now=100.0 * number)
+    assert watch.silent and watch.due == 100.0 * (PINGS - 1) + PATIENCE / PINGS
+    watch.heard()
+    assert not watch.silent
+    watch.pinged(now=10_000.0)  # the service itself was stopped for hours: one ping, and it may be answered
+    assert not watch.silent
+    watch.rest()
+    assert watch.due == 0.0
 
 
 def test_closing_answers_for_everything_it_has_accepted(saved_editing_folder: str) -> None:

@@ -57,18 +57,25 @@ class Asking:
             expand=expand,
         )
 
+    async def report(self, within: float | None = None) -> Report | None:
+        """The next report; None where none comes within so many seconds. Raises Problem where it is a failure."""
+        try:
+            report = await asyncio.wait_for(self._reports.get(), within)
+        except TimeoutError:
+            return None
+        self._metrics.heard(self.ticket, report)
+        if isinstance(report, Begun):
+            self.begun = report
+        if isinstance(report, Failed):
+            raise of_failure(report)
+        return report
+
     async def reports(self) -> AsyncIterator[Report]:
         """Every report, the end included. Raises Problem where the end is a failure."""
-        while True:
-            report = await self._reports.get()
-            self._metrics.heard(self.ticket, report)
-            if isinstance(report, Begun):
-                self.begun = report
-            if isinstance(report, Failed):
-                raise of_failure(report)
+        while not isinstance(report := await self.report(), Finished):
+            assert report is not None
             yield report
-            if isinstance(report, Finished):
-                return
+        yield report
 
     async def finished(self) -> Finished:
         """The end. Raises Problem where it is a failure."""

@@ -19,7 +19,7 @@ from kandinsky5.request import (
     MAX_SEED,
     MAX_STEPS,
 )
-from kandinsky5.server.problems import Problem, of_validation
+from kandinsky5.server.problems import Problem, of_validation, unknown_parameter
 
 LARGEST_COUNT = 10
 MOST_PARTIAL_IMAGES = 3
@@ -29,6 +29,9 @@ HIGHEST_PRIORITY = 9
 
 OBJECTS = ("lora",)
 """Fields that are JSON objects."""
+
+MOST_ENTRIES = 64
+"""Of one object or list in a body; none that is in order has half as many."""
 
 Size = Annotated[
     str,
@@ -173,6 +176,9 @@ def of_json(kind: type[Body], fields: Any) -> Body:
         raise Problem(
             400, f"The body must be a JSON object, not {type(fields).__name__}.", code="invalid_json"
         )
+    _check_names(kind, fields)
+    for name, value in fields.items():
+        _check_width(name, value)
     try:
         return kind.model_validate(fields, strict=True)
     except ValidationError as error:
@@ -181,10 +187,36 @@ def of_json(kind: type[Body], fields: Any) -> Body:
 
 def of_form(kind: type[Body], fields: Mapping[str, str]) -> Body:
     """A body from the texts of a form, where a part of an object is a field `name[part]`. Raises Problem."""
+    whole = _with_objects(fields)
+    _check_names(kind, whole)
     try:
-        return kind.model_validate(_with_objects(fields))
+        return kind.model_validate(whole)
     except ValidationError as error:
         raise of_validation(error) from None
+
+
+def _check_names(kind: type[Body], fields: Mapping[str, Any]) -> None:
+    """Refuse the first field that is not there: pydantic would collect an error for each."""
+    for name in fields:
+        if name not in kind.model_fields:
+            raise unknown_parameter(name)
+
+
+def _check_width(name: str, value: Any) -> None:
+    """Refuse what is wide at any depth, for the same reason: an error for each of 100,000 entries is of no use."""
+    level = [value]
+    while level:
+        inner: list[Any] = []
+        for part in level:
+            if not isinstance(part, dict | list):
+                continue
+            if len(part) > MOST_ENTRIES:
+                message = (
+                    f"Invalid value for {name!r}: {len(part)} entries in one list or object are too many."
+                )
+                raise Problem(400, message, code="invalid_value", param=name)
+            inner += part.values() if isinstance(part, dict) else part
+        level = inner
 
 
 def _with_objects(fields: Mapping[str, str]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from kandinsky5.server.uploads import Upload
 from kandinsky5.service import Card, Service
 
 DECODED_AT_ONCE: Final = 2
-"""Uploads, each of which may take a quarter of a gigabyte while it is decoded; and previews, as often as they are asked
-for."""
+"""Uploads, each of which may take a quarter of a gigabyte while it is decoded; large bodies; and previews, as often as
+they are asked for."""
 
 
 class Desk:

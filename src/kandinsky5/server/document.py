@@ -17,6 +17,7 @@ from kandinsky5.server.bodies import (
     GenerationBody,
     GenerationJobBody,
 )
+from kandinsky5.server.intake import SOURCES
 from kandinsky5.server.settings import Settings
 from kandinsky5.version import __version__
 
@@ -55,15 +56,16 @@ def document(settings: Settings) -> Json:
 
 
 def _with_files(schema: Json) -> Json:
-    """The fields of a form and the files beside them."""
+    """The fields of a form and the files beside them; the source has one of two names."""
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
-    files = {"image": file, "image[]": file, "mask": file}
-    return {**schema, "properties": {**schema["properties"], **files}, "required": ["prompt", "image"]}
+    files = dict.fromkeys((*SOURCES, "mask"), file)
+    either = [{"required": [name]} for name in SOURCES]
+    return {**schema, "properties": {**schema["properties"], **files}, "anyOf": either}
 
 
 _PICTURE: Final[Json] = {f"image/{kind}": {"schema": {"type": "string"}} for kind in ("png", "jpeg", "webp")}
 
-REFUSALS: Final = (400, 404, 408, 409, 413, 415, 429, 500, 503, 504)
+REFUSALS: Final = (400, 404, 409, 413, 415, 429, 500, 503, 504)
 """Of a request that is to be drawn."""
 
 

@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kandinsky5.server import page
 from kandinsky5.server.keys import Keyring
-from kandinsky5.server.logs import log, tell
+from kandinsky5.server.logs import tell
 from kandinsky5.server.metrics import Metrics
-from kandinsky5.server.problems import CLIENT_GONE, Problem, of_error
+from kandinsky5.server.problems import CLIENT_GONE, Problem, of_any
 from kandinsky5.server.settings import Settings
 
 OPEN_PATHS: Final = ("/", "/health", "/ready", "/openapi.json")
@@ -60,11 +60,10 @@ class Gate:
         except ClientDisconnect:
             answered.append(CLIENT_GONE)
         except Exception as error:
-            if not isinstance(error, Problem):
-                log.exception("unexpected", extra={"facts": {"id": request_id}})
+            problem = of_any(error, id=request_id)
             if answered:
                 raise  # too late for an answer; the server closes the connection
-            await of_error(error).response()(scope, receive, send_named)
+            await problem.response()(scope, receive, send_named)
         finally:
             self._tell(scope, started, answered)
 
@@ -75,7 +74,7 @@ class Gate:
             # A page whose name was made to lead here would otherwise speak to a server that listens on loopback only.
             raise Problem(403, "This server does not answer to that name.", code="host_not_allowed")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _place_of(origin) != host:
             raise Problem(403, "Requests from pages of other origins are refused.", code="origin_not_allowed")
         name = self._keyring.name_of(headers.get("authorization"))
         path = scope["path"]
@@ -126,6 +125,14 @@ class Gate:
             key=scope["state"]["key"],
             client=client[0] if client else None,
         )
+
+
+def _place_of(origin: str) -> str | None:
+    """The name and port in an Origin header; None where it has none, or is no url."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
 
 
 def _name_of(host: str) -> str:

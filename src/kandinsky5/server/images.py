@@ -29,18 +29,18 @@ from kandinsky5.server.asking import Asking, ClientGoneError, cancel_when_gone, 
 from kandinsky5.server.bodies import DrawingFields, EditBody, EditForm, GenerationBody
 from kandinsky5.server.desk import Desk, desk_of
 from kandinsky5.server.intake import edit_body, json_body
-from kandinsky5.server.problems import CLIENT_GONE, Problem, of_error
+from kandinsky5.server.problems import CLIENT_GONE, Problem, of_any
 from kandinsky5.server.translation import Delivery
 from kandinsky5.server.uploads import Upload
-from kandinsky5.service import Finished, Previewed, Report
+from kandinsky5.service import Begun, Finished, Previewed, Report
 
 BREATH: Final = 10.0
-"""Seconds after which a silent stream sends a comment, so that proxies keep it open."""
+"""Seconds after which a silent stream sends a comment, so that proxies keep it open; and after which it begins."""
 
 
 async def generations(request: Request) -> Response:
     """Pictures from text."""
-    body = await json_body(request, GenerationBody)
+    body = await json_body(request, GenerationBody, desk_of(request).decoding)
     return await _answer(request, body, None, "image_generation")
 
 
@@ -63,13 +63,12 @@ async def _answer(request: Request, body: DrawingFields, upload: Upload | None, 
     asking, delivery = desk.ask(request, body, upload)
     try:
         if delivery.stream:
-            reports = asking.reports()
-            # What is refused at once is refused with a status, so the stream begins when the drawing does.
-            await unless_gone(request, _next(reports))
+            # What is refused at once is refused with a status. Who waits in line for longer is told so by a stream.
+            await unless_gone(request, asking.report(within=BREATH))
             # From here on: a response that is never begun does not end its events either.
             watching = asyncio.ensure_future(cancel_when_gone(request, asking))
             return StreamingResponse(
-                _events(asking, reports, watching, delivery, upload, kind),
+                _events(asking, watching, delivery, upload, kind, request),
                 media_type="text/event-stream",
                 headers={"cache-control": "no-store"},
             )
@@ -80,10 +79,6 @@ async def _answer(request: Request, body: DrawingFields, upload: Upload | None, 
     except BaseException:
         asking.cancel()
         raise
-
-
-async def _next(reports: AsyncIterator[Report]) -> Report:
-    return await anext(reports)
 
 
 async def _collected(
@@ -97,40 +92,52 @@ async def _collected(
 
 
 def _shelved(desk: Desk, encoded: Encoded, delivery: Delivery, request: Request) -> dict[str, Any]:
-    return desk.link(desk.shelf.put(encoded.data, MEDIA_TYPES[delivery.output_format]), encoded.seed, request)
+    name = desk.shelf.put(encoded.data, MEDIA_TYPES[delivery.output_format], request.state.key)
+    return desk.link(name, encoded.seed, request)
 
 
 async def _events(
     asking: Asking,
-    reports: AsyncIterator[Report],
     watching: "asyncio.Future[None]",
     delivery: Delivery,
     upload: Upload | None,
     kind: str,
+    request: Request,
 ) -> AsyncIterator[bytes]:
-    """Partial pictures, then the picture; a failure on the way is an event too."""
-    begun = asking.begun
-    assert begun is not None
-    spoken = time.monotonic()
-    yield b": drawing\n\n"
+    """Partial pictures, then the picture, and comments between them; a failure on the way is an event too."""
     try:
-        async for report in reports:
-            line = b""
-            if isinstance(report, Previewed):
+        yield _comment(asking)
+        async for report in _worth_telling(asking):
+            begun = asking.begun
+            if isinstance(report, Previewed) and begun is not None:
                 data = await to_thread.run_sync(preview_bytes, report.image, begun.request, delivery, upload)
                 name = f"{kind}.partial_image"
-                line = event(name, data, begun, delivery, partial_image_index=report.index)
-            elif isinstance(report, Finished):
+                yield event(name, data, begun, delivery, partial_image_index=report.index)
+            elif isinstance(report, Finished) and begun is not None:
                 (encoded,) = await to_thread.run_sync(encode_all, report.pictures, delivery, upload)
                 more = {"usage": usage_of(begun), "seed": encoded.seed, **revised(begun)}
-                line = event(f"{kind}.completed", encoded.data, begun, delivery, **more)
-            elif time.monotonic() - spoken > BREATH:
-                line = b": drawing\n\n"
-            if line:
-                spoken = time.monotonic()
-                yield line
+                yield event(f"{kind}.completed", encoded.data, begun, delivery, **more)
+            else:
+                yield _comment(asking)
     except Exception as error:
-        yield sse("error", {"type": "error", **of_error(error).body()})
+        yield sse("error", {"type": "error", **of_any(error, id=request.state.request_id).body()})
     finally:
         watching.cancel()
         asking.cancel()
+
+
+async def _worth_telling(asking: Asking) -> AsyncIterator[Report | None]:
+    """The reports that a client is told of, to the end; None where there was none for BREATH seconds."""
+    told = time.monotonic()
+    while True:
+        report = await asking.report(within=told + BREATH - time.monotonic())
+        if report is None or isinstance(report, Begun | Previewed | Finished):
+            yield report
+            told = time.monotonic()
+        if isinstance(report, Finished):
+            return
+
+
+def _comment(asking: Asking) -> bytes:
+    """Where the request is, for proxies and for people who look; clients read over it."""
+    return b": waiting\n\n" if asking.begun is None else b": drawing\n\n"

@@ -5,18 +5,21 @@ everything else. Refuses to know: what is done with them.
 """
 
 import json
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
+from kandinsky5.request import MAX_PROMPT_CHARACTERS
 from kandinsky5.server.bodies import DrawingFields, JsonSources, of_form, of_json
 from kandinsky5.server.problems import Problem, plain
 from kandinsky5.server.uploads import Upload, decode, of_data_url
 
 Body = TypeVar("Body", bound=DrawingFields)
 Form = TypeVar("Form", bound=DrawingFields)
+Found = TypeVar("Found")
 
 SOURCES = ("image", "image[]")
 """Names of a source in a form; the openai package writes the second where it is given a list."""
@@ -25,27 +28,45 @@ MOST_PARTS = 64
 LARGEST_TEXT = 256 * 1024
 """Bytes of one text in a form; a prompt in the longest encoding takes a third of that."""
 
+SMALL: Final = 64 * 1024
+"""Bytes of a JSON body that is read between two other things; a larger one is read in a thread."""
 
-async def json_body(request: Request, kind: type[Body]) -> Body:
-    """A body that must be JSON."""
+MOST_MARKS: Final = 2 * MAX_PROMPT_CHARACTERS + 4096
+"""Commas and opening brackets of a JSON body: as many as two prompts can have, and some for what is around them. Their
+number bounds what the parsed body takes in memory, which may be twenty times its bytes."""
+
+
+async def json_body(request: Request, kind: type[Body], limiter: CapacityLimiter) -> Body:
+    """A body that must be JSON. `limiter` bounds how many large ones are read at a time."""
     _check_type(request, "application/json")
-    return of_json(kind, _parsed(await request.body()))
+    data = await request.body()
+    return await _read(lambda: of_json(kind, _parsed(data)), len(data), limiter)
 
 
 async def edit_body(
     request: Request, kind: type[Body], form_kind: type[Form], limiter: CapacityLimiter
 ) -> tuple[Body | Form, Upload]:
-    """The body of an edit in either form, and its files. `limiter` bounds how many are decoded at a time."""
+    """The body of an edit in either form, and its files. `limiter` bounds how many are read or decoded at a time."""
+    body: Body | Form
     if _media_type(request) == "multipart/form-data":
-        body: Body | Form
         body, images, mask = await _form(request, form_kind)
     else:
         _check_type(request, "application/json", "multipart/form-data")
-        body = of_json(kind, _parsed(await request.body()))
-        assert isinstance(body, JsonSources)
-        images = [of_data_url(part.image_url, "images") for part in body.images]
-        mask = None if body.mask is None else of_data_url(body.mask.image_url, "mask")
+        data = await request.body()
+        body, images, mask = await _read(lambda: _json_edit(kind, data), len(data), limiter)
     return body, await to_thread.run_sync(decode, images, mask, limiter=limiter)
+
+
+async def _read(work: Callable[[], Found], size: int, limiter: CapacityLimiter) -> Found:
+    """What the work makes of that many bytes; other requests go on while there are many."""
+    return work() if size <= SMALL else await to_thread.run_sync(work, limiter=limiter)
+
+
+def _json_edit(kind: type[Body], data: bytes) -> tuple[Body, list[bytes], bytes | None]:
+    body = of_json(kind, _parsed(data))
+    assert isinstance(body, JsonSources)
+    images = [of_data_url(part.image_url, "images") for part in body.images]
+    return body, images, None if body.mask is None else of_data_url(body.mask.image_url, "mask")
 
 
 async def _form(request: Request, kind: type[Form]) -> tuple[Form, list[bytes], bytes | None]:
@@ -85,6 +106,8 @@ def _check_type(request: Request, *types: str) -> None:
 
 
 def _parsed(data: bytes) -> Any:
+    if sum(map(data.count, (b",", b"[", b"{"))) > MOST_MARKS:
+        raise Problem(400, "The body has far more values than there are parameters.", code="invalid_json")
     try:
         return json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError):

@@ -29,7 +29,8 @@ from kandinsky5.server.asking import Asking
 from kandinsky5.server.bodies import DrawingFields, EditJobBody, EditJobForm, GenerationJobBody
 from kandinsky5.server.desk import Desk, desk_of
 from kandinsky5.server.intake import edit_body, json_body
-from kandinsky5.server.problems import Problem, of_error
+from kandinsky5.server.problems import Problem, of_any
+from kandinsky5.server.shares import Shares
 from kandinsky5.server.translation import Delivery
 from kandinsky5.server.uploads import Upload
 from kandinsky5.service import Finished, Previewed, Stepped
@@ -44,12 +45,14 @@ Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 class Job:
     """One job. Times are of `time.time`; `names` are its pictures on the shelf, with their seeds.
 
+    `request_id` is that of the request that submitted it: the log has what went wrong under it.
     `upload` and `preview`, the newest look at its first picture, are kept until it ends.
     """
 
     id: str
     kind: Literal["generation", "edit"]
     key: str
+    request_id: str
     created: float
     asking: Asking
     delivery: Delivery
@@ -89,6 +92,7 @@ class Jobs:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._jobs: dict[str, Job] = {}
+        self._ended = Shares(desk.settings.keep_jobs)
 
     def add(
         self,
@@ -98,15 +102,12 @@ class Jobs:
         upload: Upload | None,
     ) -> Job:
         """A new job, in the line. Raises Problem, or what the service raises."""
-        self._forget()
-        if len(self._jobs) >= self._desk.settings.keep_jobs:
-            message = f"All {len(self._jobs)} jobs kept here are unfinished; try again later."
-            raise Problem(429, message, code="queue_full", headers={"retry-after": "10"})
         asking, delivery = self._desk.ask(request, body, upload, previews=LOOKS)
         job = Job(
             id=f"job_{secrets.token_hex(12)}",
             kind=kind,
             key=request.state.key,
+            request_id=request.state.request_id,
             created=time.time(),
             asking=asking,
             delivery=delivery,
@@ -140,29 +141,36 @@ class Jobs:
                     job.preview = report
                 elif isinstance(report, Finished):
                     encoded = await to_thread.run_sync(encode_all, report.pictures, job.delivery, job.upload)
-                    job.names = [self._shelved(one, job.delivery) for one in encoded]
+                    job.names = [self._shelved(one, job) for one in encoded]
                     job.status = "succeeded"
         except Exception as error:
-            job.problem = of_error(error)
+            job.problem = of_any(error, id=job.request_id, job=job.id)
             job.status = "cancelled" if job.problem.code == "cancelled" else "failed"
         job.ended, job.upload, job.preview = time.time(), None, None
+        self._ended.add(job.id, job.key)
+        self._forget()
 
-    def _shelved(self, encoded: Encoded, delivery: Delivery) -> tuple[str, int | None]:
-        return self._desk.shelf.put(encoded.data, MEDIA_TYPES[delivery.output_format]), encoded.seed
+    def _shelved(self, encoded: Encoded, job: Job) -> tuple[str, int | None]:
+        media_type = MEDIA_TYPES[job.delivery.output_format]
+        return self._desk.shelf.put(encoded.data, media_type, job.key), encoded.seed
 
     def _forget(self) -> None:
-        """Drop jobs whose time is over, and the oldest ended ones where there are too many."""
-        now, settings = time.time(), self._desk.settings
-        ended = [job for job in self._jobs.values() if job.ended is not None]
-        excess = len(self._jobs) - settings.keep_jobs + 1
-        for place, job in enumerate(sorted(ended, key=lambda job: job.ended or 0)):
-            if place < excess or (job.ended or 0) + settings.keep < now:
-                del self._jobs[job.id]
+        """Drop jobs whose time is over, and ended ones where there are too many. Those that are not done stay."""
+        over = time.time() - self._desk.settings.keep
+        for job in [job for job in self._jobs.values() if job.ended is not None and job.ended < over]:
+            self._drop(job.id)
+        while (id := self._ended.first_to_go()) is not None:
+            self._drop(id)
+
+    def _drop(self, id: str) -> None:
+        del self._jobs[id]
+        self._ended.remove(id)
 
 
 async def submit_generation(request: Request) -> Response:
     """A job for pictures from text."""
-    return _submitted(request, "generation", await json_body(request, GenerationJobBody), None)
+    body = await json_body(request, GenerationJobBody, desk_of(request).decoding)
+    return _submitted(request, "generation", body, None)
 
 
 async def submit_edit(request: Request) -> Response:

@@ -6,11 +6,15 @@ know: where lines go.
 
 import json
 import logging
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 log = logging.getLogger("kandinsky5.server")
+
+_ODD = re.compile(r"""[\s"'=\\]""")
+"""Of what a value must hold none to stand without quotes."""
 
 
 class LogFormat(StrEnum):
@@ -40,10 +44,21 @@ class Lines(logging.Formatter):
                 "event": record.getMessage(),
             }
             return json.dumps({**line, **facts, **({"trace": trace} if trace else {})}, default=str)
-        told = " ".join(f"{name}={value}" for name, value in facts.items())
-        return f"{moment} {record.levelname} {record.getMessage()} {told}".rstrip() + (
+        told = " ".join(f"{name}={_fact(value)}" for name, value in facts.items())
+        return f"{moment} {record.levelname} {_escaped(record.getMessage())} {told}".rstrip() + (
             f"\n{trace}" if trace else ""
         )
+
+
+def _fact(value: Any) -> str:
+    """A value as a person reads it. What would not be one word is quoted: a client may have made it up."""
+    text = str(value)
+    return json.dumps(text) if _ODD.search(text) or not text.isprintable() else text
+
+
+def _escaped(message: str) -> str:
+    """A message on one line, without what a terminal obeys."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 def tell(event: str, *, level: int = logging.INFO, **facts: Any) -> None:

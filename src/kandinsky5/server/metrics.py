@@ -12,6 +12,9 @@ from prometheus_client.registry import Collector
 
 from kandinsky5.service import Begun, Finished, Report, Service, Ticket
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""That are counted by their names; a request may name any method, and each would be a series of its own."""
+
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -81,7 +84,7 @@ class Metrics:
 
     def responded(self, method: str, route: str, status: int) -> None:
         """Count an answer; `route` is a pattern, never a path as it was sent."""
-        self._responses.labels(method, route, str(status)).inc()
+        self._responses.labels(method if method in METHODS else "other", route, str(status)).inc()
 
     def heard(self, ticket: Ticket, report: Report) -> None:
         """Observe what a report tells of times."""

@@ -1,9 +1,10 @@
 """What goes wrong, in OpenAI's error body: a status, a type, a code, the parameter, and words that help.
 
-In: our errors, a failed request, a body that does not validate. Out: a `Problem`, and the response that tells it. The
-one table of codes is here. Refuses to know: endpoints.
+In: our errors, a failed request, a body that does not validate. Out: a `Problem`, and the response that tells it; what
+is a failure of ours is logged on the way. The one table of codes is here. Refuses to know: endpoints.
 """
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
+from kandinsky5.server.logs import log
 from kandinsky5.service import Failed
 from kandinsky5.service.line import FullLineError
 
@@ -37,6 +39,9 @@ FAILURES: Final[Mapping[str, tuple[int, str, bool]]] = {
     "internal": (500, "internal_error", False),
 }
 """Kind of a failed request -> status, code, and whether the same request may do better at once."""
+
+EXPECTED: Final = (RequestError, CapacityError, HTTPException)
+"""Beside `Problem`: what says itself what is wrong. Anything else is a failure of ours."""
 
 CODES: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed"}
 
@@ -105,19 +110,39 @@ def of_error(error: Exception, *, retry_after: int = 1) -> Problem:
     )
 
 
+def of_any(error: Exception, **facts: Any) -> Problem:
+    """As `of_error`, for whoever cannot know what was raised: a failure of ours goes into the log, with these facts."""
+    if not isinstance(error, (Problem, *EXPECTED)):
+        log.error("unexpected", exc_info=error, extra={"facts": facts})
+    return of_error(error)
+
+
 def of_validation(error: ValidationError) -> Problem:
     """The first thing that is wrong with a body."""
     first = error.errors(include_url=False)[0]
     param = plain(".".join(str(part) for part in first["loc"])) or None
-    value = f", not {first['input']!r:.80}" if first["type"] not in ("missing", "extra_forbidden") else ""
     if first["type"] == "extra_forbidden":
-        return Problem(400, f"Unknown parameter: {param!r:.80}.", code="unknown_parameter", param=param)
+        return unknown_parameter(".".join(str(part) for part in first["loc"]))
     if first["type"] == "missing":
         return Problem(
             400, f"Missing required parameter: {param!r}.", code="missing_required_parameter", param=param
         )
     words = first["msg"].removeprefix("Value error, ")
-    return Problem(400, f"Invalid value for {param!r}: {words}{value}.", code="invalid_value", param=param)
+    message = f"Invalid value for {param!r}: {words}, not {_shown(first['input'])}."
+    return Problem(400, message, code="invalid_value", param=param)
+
+
+def unknown_parameter(name: str) -> Problem:
+    """A field that there is not."""
+    param = plain(name) or None
+    return Problem(400, f"Unknown parameter: {param!r:.80}.", code="unknown_parameter", param=param)
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value that a client sent, however long or deep it is."""
+    if isinstance(value, dict | list):
+        return reprlib.repr(value)[:80]
+    return repr(value[:80] if isinstance(value, str) else value)[:80]
 
 
 def plain(name: str) -> str:

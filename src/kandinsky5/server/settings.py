@@ -18,8 +18,8 @@ class Settings:
     max_pixels, max_steps, max_count: of one request.
     max_body_bytes: of a request's body, files included.
     keep: how long a picture behind a url, or a job after its end, can be had.
-    keep_bytes: of pictures kept in memory; the oldest go first.
-    keep_jobs: jobs kept, running ones included.
+    keep_bytes: of pictures kept in memory.
+    keep_jobs: jobs kept after their end. Of both, the oldest of the key that holds the most go first.
     grace: at shutdown, for what is accepted.
     hosts: names this server answers to; empty for any.
     """

@@ -1,13 +1,15 @@
 """Pictures behind a url, in memory, for a while.
 
-In: bytes and their media type. Out: a name that cannot be guessed, and the bytes for who knows it. Nothing here touches
-the disk: no name a client sends can open a file. Refuses to know: HTTP, what the bytes are.
+In: bytes, their media type, whose they are. Out: a name that cannot be guessed, and the bytes for who knows it. Nothing
+here touches the disk: no name a client sends can open a file. Refuses to know: HTTP, what the bytes are.
 """
 
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from kandinsky5.server.shares import Shares
 
 
 @dataclass(frozen=True)
@@ -20,20 +22,22 @@ class Kept:
 
 
 class Shelf:
-    """Keeps things for `seconds`, and of more than `most_bytes` the newest. `now` tells the time in seconds."""
+    """Keeps things for `seconds`, at most `most_bytes` of them: of the key that holds the most, the oldest goes first.
+
+    `now` tells the time in seconds.
+    """
 
     def __init__(self, *, seconds: float, most_bytes: int, now: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
-        self.most_bytes = most_bytes
         self._now = now
         self._kept: dict[str, Kept] = {}
-        self._bytes = 0
+        self._shares = Shares(most_bytes)
 
-    def put(self, data: bytes, media_type: str) -> str:
+    def put(self, data: bytes, media_type: str, key: str) -> str:
         """Keep it, and get its name."""
         name = secrets.token_urlsafe(24)
         self._kept[name] = Kept(data, media_type, self._now() + self.seconds)
-        self._bytes += len(data)
+        self._shares.add(name, key, len(data))
         self._clear()
         return name
 
@@ -45,6 +49,12 @@ class Shelf:
     def _clear(self) -> None:
         while self._kept:
             oldest = next(iter(self._kept))  # dictionaries keep the order in which things were put
-            if self._kept[oldest].until > self._now() and self._bytes <= self.most_bytes:
-                return
-            self._bytes -= len(self._kept.pop(oldest).data)
+            if self._kept[oldest].until > self._now():
+                break
+            self._drop(oldest)
+        while (name := self._shares.first_to_go()) is not None:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        del self._kept[name]
+        self._shares.remove(name)

@@ -14,6 +14,7 @@ from PIL import Image
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import FitKind
 from kandinsky5.pictures import content_hash, fit_picture, read_mask, read_picture
+from kandinsky5.server.masks import fitted_mask
 from kandinsky5.server.problems import Problem
 
 
@@ -65,9 +66,8 @@ def keep_outside(picture: Image.Image, upload: Upload, fit: FitKind) -> Image.Im
     """The edited picture with the source's own pixels, as they were fitted, wherever the mask does not say: edit."""
     if upload.mask is None:
         return picture
-    source, _ = fit_picture(upload.picture, picture.size, fit)
-    area, _ = fit_picture(upload.mask.convert("RGB"), picture.size, fit)
-    return Image.composite(picture, source, area.convert("L"))
+    source, done = fit_picture(upload.picture, picture.size, fit)
+    return Image.composite(picture, source, fitted_mask(upload.mask, done))
 
 
 def _refused(param: str, words: str) -> Problem:

@@ -1,7 +1,7 @@
 """Many requests, one model: a worker process that draws, and the service that feeds it.
 
 `service` (accepts, waits in line, answers), `ticket` (what it has accepted), `line` (whose turn it is),
-`process` (the worker, seen from outside), `worker` (the process that owns the pipeline),
+`process` (the worker, seen from outside), `watch` (whether it lives), `worker` (the process that owns the pipeline),
 `stepwise` (several requests in one forward pass), `preview` (a look at a picture before it is done), `messages` (what
 the two processes say to each other). Nothing here knows HTTP.
 """

@@ -1,8 +1,8 @@
 """Who is next: a bounded line of waiting entries, fair between the keys that put them there.
 
 In: entries with a key, a priority and a weight (pictures). Out: the next entry. The key that was served least goes
-first, counted in pictures; priority orders a key's own entries and nobody else's. The file refuses to know what entries
-are.
+first, counted in pictures since the line was last empty; priority orders a key's own entries and nobody else's. The
+file refuses to know what entries are.
 """
 
 from collections.abc import Iterator
@@ -83,10 +83,8 @@ class Line(Generic[Entry]):
             return None
         key = min(self._waiting, key=lambda name: self._served[name])
         entry = self._waiting[key][0]
-        self.remove(entry)
         self._served[key] += entry.weight
-        if not self._waiting:
-            self._served = {key: self._served[key]}  # nobody waits: old counts say nothing any more
+        self.remove(entry)
         return entry
 
     def remove(self, entry: Entry) -> bool:
@@ -97,4 +95,6 @@ class Line(Generic[Entry]):
         self._waiting[entry.key] = [other for other in own if other is not entry]
         if not self._waiting[entry.key]:
             del self._waiting[entry.key]
+        if not self._waiting:
+            self._served.clear()  # nobody waits: what was drawn until now was taken from nobody
         return True

@@ -1,7 +1,8 @@
 """What the service and its worker process say to each other: plain records that can be pickled.
 
-To the worker go `Begin`, `Drop` and `Stop`; back come `Ready` and, for each request, `Begun`, then `Stepped` and
-`Previewed`, and one of the ends `Finished`, `Failed` and `Dropped`. The file refuses to know who sends them.
+To the worker go `Begin`, `Drop`, `Ping` and `Stop`; back come `Ready`, `Pong` for each ping and, for each request,
+`Begun`, then `Stepped` and `Previewed`, and one of the ends `Finished`, `Failed` and `Dropped`. The file refuses to
+know who sends them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,11 @@ class Drop:
     """Stop drawing this; answered by `Dropped` unless it has ended."""
 
     id: str
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Say that you live; answered by `Pong` at once, also in the middle of a step."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,11 @@ class Dropped:
     id: str
 
 
+@dataclass(frozen=True)
+class Pong:
+    """The process lives."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pulse:
     """How large the last forward pass was, and what the device holds."""
@@ -133,6 +144,6 @@ class Pulse:
     memory_bytes: int
 
 
-Command = Begin | Drop | Stop
+Command = Begin | Drop | Ping | Stop
 Report = Begun | Stepped | Previewed | Finished | Failed | Dropped
 """Of one request."""

@@ -4,7 +4,8 @@ In: requests with a key, a priority, a deadline and a listener. Out: reports to 
 always `Finished` or `Failed`. The worker is started again when it ends, and answers for what it was drawing are
 failures with a reason. Refuses to know: HTTP, formats, what a model is.
 
-One thread, the pump, speaks to the worker; listeners are called from it, or from the thread that cancels.
+One thread, the pump, decides what the worker is told and hears what it says; it waits for neither, and nobody who asks
+waits for it. Listeners are called from it, or from the thread that cancels.
 """
 
 import logging
@@ -13,8 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import Pipe
-from multiprocessing.connection import wait
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from PIL import Image
@@ -30,18 +30,20 @@ from kandinsky5.service.messages import (
     Failed,
     FailureKind,
     Finished,
+    Pong,
     Pulse,
     Ready,
     Report,
 )
-from kandinsky5.service.process import WorkerProcess
-from kandinsky5.service.ticket import Counts, Limits, Listener, Ticket
+from kandinsky5.service.process import Ended, WorkerProcess
+from kandinsky5.service.ticket import Counts, Limits, Listener, Ticket, bytes_of
+from kandinsky5.service.watch import PATIENCE
 from kandinsky5.service.worker import OpenEngines
 
 log = logging.getLogger(__name__)
 
-PATIENCE: Final = 120.0
-"""Seconds a worker has to let go of a request that was cancelled, before it is taken to hang. A step takes less."""
+LONGEST_WAIT: Final = 3600.0
+"""Seconds of the pump; whatever happens wakes it."""
 
 
 class Service:
@@ -59,8 +61,8 @@ class Service:
         self._line: Line[Ticket] = Line(limits.waiting, limits.waiting_per_key)
         self._drawing: dict[str, Ticket] = {}
         self._seconds_a_picture = 1.0
-        self._worker = WorkerProcess(open_engines, most=limits.drawing)
-        self._woken, self._wake = Pipe(duplex=False)
+        self._inbox: SimpleQueue[Any] = SimpleQueue()  # what the worker has said; None only wakes the pump
+        self._worker = WorkerProcess(open_engines, most=limits.drawing, hear=self._inbox.put)
         self._stopped = False
         self._pump = threading.Thread(target=self._run, name="kandinsky5-service", daemon=True)
 
@@ -74,7 +76,8 @@ class Service:
     @property
     def waiting(self) -> int:
         """Requests in the line."""
-        return len(self._line)
+        with self._lock:
+            return len(self._line)
 
     @property
     def drawing(self) -> int:
@@ -132,7 +135,7 @@ class Service:
                 self.counts.refused += 1
                 raise
             self.counts.accepted += 1
-        self._nudge()
+        self._inbox.put(None)
         return ticket
 
     def cancel(self, ticket: Ticket, kind: FailureKind = "cancelled", reason: str = "Cancelled.") -> bool:
@@ -143,10 +146,10 @@ class Service:
             if ticket.id in self._drawing:
                 # Its place stays taken until the worker says that it is dropped.
                 self._worker.send(Drop(id=ticket.id))
-                ticket.deadline = time.monotonic() + PATIENCE
+                ticket.deadline = time.monotonic() + max(PATIENCE, self.limits.seconds)
             self._line.remove(ticket)
             self._end(ticket, Failed(id=ticket.id, kind=kind, reason=reason))
-        self._nudge()
+        self._inbox.put(None)
         return True
 
     def place(self, ticket: Ticket) -> int:
@@ -171,7 +174,7 @@ class Service:
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting or being drawn."""
-        return not self._line and not self._drawing
+        return not self.waiting and not self.drawing
 
     def close(self, seconds: float = 10.0) -> None:
         """Answer what is left with a failure, and end the worker."""
@@ -181,7 +184,7 @@ class Service:
             for ticket in [*self._line, *self._drawing.values()]:
                 self.cancel(ticket, "closing", reason)
             self._stopped = True
-        self._nudge()
+        self._inbox.put(None)
         if self._pump.is_alive():
             self._pump.join(seconds)
         self._worker.stop(seconds)
@@ -197,27 +200,21 @@ class Service:
                 time.sleep(0.1)
 
     def _turn(self) -> None:
-        """Start a worker where there is none, hand out work, and take what comes back until something is due."""
+        """See to the worker, hand out work, and hear one message, or none until something is due."""
         with self._lock:
-            self._worker.start_if_due()
             self._expire()
             self._hand_out()
-            sources = [self._woken, self._worker.connection]
-        for source in wait([s for s in sources if s is not None], timeout=self._pause()):
-            if source is self._woken:
-                while self._woken.poll():
-                    self._woken.recv_bytes()
-            else:
-                self._take()
-
-    def _take(self) -> None:
-        """Every message that the worker has sent; its end, if that is what came."""
+            due = [ticket.deadline for ticket in [*self._line, *self._drawing.values()]]
+        due.append(self._worker.look_after(working=bool(self._drawing)))
         try:
-            while (message := self._worker.receive()) is not None:
-                with self._lock:
-                    self._hear(message)
-        except EOFError:
+            message = self._inbox.get(timeout=min(max(0.0, min(due) - time.monotonic()), LONGEST_WAIT))
+        except Empty:
+            return
+        if isinstance(message, Ended):
             self._worker_ended()
+        elif message is not None:
+            with self._lock:
+                self._hear(message)
 
     def _hear(self, message: Any) -> None:
         if isinstance(message, Ready):
@@ -233,7 +230,7 @@ class Service:
                 self._on_fatal(message)
         elif isinstance(message, Dropped):
             self._drawing.pop(message.id, None)
-        else:
+        elif not isinstance(message, Pong):
             self._report(message)
 
     def _report(self, message: Report) -> None:
@@ -276,9 +273,8 @@ class Service:
             if ticket.deadline > now:
                 continue
             if ticket.ended:
-                log.error(
-                    "the worker has not let go of request %s for %.0f s; ending it", ticket.id, PATIENCE
-                )
+                # It answers pings, but one step has taken longer than a whole request may.
+                log.error("the worker does not let go of request %s; ending it", ticket.id)
                 self._worker.kill()
                 ticket.deadline = now + PATIENCE
             else:
@@ -289,19 +285,10 @@ class Service:
                 )
                 self.cancel(ticket, "deadline", reason)
 
-    def _pause(self) -> float | None:
-        """Seconds until something is due without a message."""
-        now = time.monotonic()
-        with self._lock:
-            due = [t.deadline for t in [*self._line, *self._drawing.values()]]
-            if self._worker.due is not None:
-                due.append(self._worker.due)
-        return max(0.0, min(due) - now) if due else None
-
     def _worker_ended(self) -> None:
         """Answer for what it was drawing."""
+        how = self._worker.bury()
         with self._lock:
-            how = self._worker.bury()
             if self._stopped:
                 return
             lost, self._drawing = [*self._drawing.values()], {}
@@ -316,8 +303,8 @@ class Service:
 
     def _check_sources(self, picture: Image.Image | None) -> None:
         """Raises FullLineError where the line has a place and memory has none. One picture is always taken."""
-        held = sum(_bytes_of(ticket.picture) for ticket in [*self._line, *self._drawing.values()])
-        if picture is not None and held and held + _bytes_of(picture) > self.limits.source_bytes:
+        held = sum(bytes_of(ticket.picture) for ticket in [*self._line, *self._drawing.values()])
+        if picture is not None and held and held + bytes_of(picture) > self.limits.source_bytes:
             most = self.limits.source_bytes
             raise FullLineError(
                 f"The source pictures that wait fill the {most} bytes kept for them; try again later.",
@@ -338,12 +325,3 @@ class Service:
             ticket.listener(report)
         except Exception:
             log.exception("a listener of request %s failed", ticket.id)
-
-    def _nudge(self) -> None:
-        with self._lock:
-            self._wake.send_bytes(b".")
-
-
-def _bytes_of(picture: Image.Image | None) -> int:
-    """Of an RGB picture in memory."""
-    return 0 if picture is None else 3 * picture.width * picture.height

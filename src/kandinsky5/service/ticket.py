@@ -65,3 +65,8 @@ class Counts:
     group: int = 0
     memory_bytes: int = 0
     failures: dict[str, int] = field(default_factory=dict)
+
+
+def bytes_of(picture: Image.Image | None) -> int:
+    """What an RGB picture takes in memory."""
+    return 0 if picture is None else 3 * picture.width * picture.height

@@ -1,7 +1,9 @@
 """The process that owns the pipeline: it takes commands from one pipe and draws what they ask for.
 
-In: `Begin`, `Drop` and `Stop`. Out: reports. A request that fails takes nothing else with it; a device that no longer
-answers ends the process, and the service starts another. Refuses to know: queues, deadlines, who asks.
+In: `Begin`, `Drop`, `Ping` and `Stop`. Out: reports. A request that fails takes nothing else with it; a device that no
+longer answers ends the process, and the service starts another. Refuses to know: queues, deadlines, who asks.
+
+One thread draws; another takes commands as they come and answers pings, so that a long step is no silence.
 """
 
 import logging
@@ -11,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from queue import Queue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.prompts import Task
@@ -24,6 +26,8 @@ from kandinsky5.service.messages import (
     Dropped,
     Failed,
     FailureKind,
+    Ping,
+    Pong,
     Pulse,
     Ready,
     Stop,
@@ -41,11 +45,25 @@ OpenEngines = Callable[[], Mapping[Task, "Engine"]]
 WARM_UP: Final = "warming up"
 
 
+class Voice:
+    """The worker's end of the pipe, for several threads to speak through: a message is sent whole."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message: Any) -> None:
+        """Send one of `messages`. Raises OSError where the service is gone."""
+        with self._lock:
+            self._connection.send(message)
+
+
 def work(connection: Connection, open_engines: OpenEngines, most: int, log_level: int) -> None:
     """Run until told to stop, or until the service is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service decides
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("kandinsky5").setLevel(log_level)
+    voice = Voice(connection)
     try:
         engines = open_engines()
         from kandinsky5.service.stepwise import (
@@ -55,46 +73,50 @@ def work(connection: Connection, open_engines: OpenEngines, most: int, log_level
         stepwise = Stepwise(engines, most=most)
         _warm_up(stepwise)
     except Exception as error:
-        connection.send(Failed(id="", kind=_kind(error), reason=str(error) or repr(error)))
+        voice.send(Failed(id="", kind=_kind(error), reason=str(error) or repr(error)))
         if _kind(error) == "internal":
             log.exception("the model cannot be loaded")
         return
-    connection.send(Ready(card=_card(engines)))
+    voice.send(Ready(card=_card(engines)))
     commands: Queue[Command] = Queue()
-    threading.Thread(target=_listen, args=(connection, commands), daemon=True).start()
+    threading.Thread(target=_listen, args=(connection, voice, commands), daemon=True).start()
     try:
-        _serve(connection, commands, stepwise)
+        _serve(voice, commands, stepwise)
     except (BrokenPipeError, ConnectionResetError):
         return  # the service is gone
 
 
-def _listen(connection: Connection, commands: "Queue[Command]") -> None:
-    """Take commands as they come, so that the service never waits for a step to send one."""
+def _listen(connection: Connection, voice: Voice, commands: "Queue[Command]") -> None:
+    """Take commands as they come, and answer pings: the service hears from a process that is in a long step."""
     try:
         while True:
-            commands.put(connection.recv())
+            command = connection.recv()
+            if isinstance(command, Ping):
+                voice.send(Pong())
+            else:
+                commands.put(command)
     except (EOFError, OSError):
         commands.put(Stop())  # the service is gone
 
 
-def _serve(connection: Connection, commands: "Queue[Command]", stepwise: "Stepwise") -> None:
+def _serve(voice: Voice, commands: "Queue[Command]", stepwise: "Stepwise") -> None:
     while True:
         while not stepwise.busy or not commands.empty():
             command = commands.get()
             if isinstance(command, Begin):
                 report = stepwise.begin(command)
                 if report is not None:
-                    connection.send(report)
+                    voice.send(report)
             elif isinstance(command, Drop):
                 if stepwise.drop(command.id):
-                    connection.send(Dropped(id=command.id))
+                    voice.send(Dropped(id=command.id))
             else:
                 return
         failed = False
         for report in stepwise.step():
-            connection.send(report)
+            voice.send(report)
             failed = failed or isinstance(report, Failed)
-        connection.send(Pulse(pictures=stepwise.last_group, memory_bytes=_memory_bytes()))
+        voice.send(Pulse(pictures=stepwise.last_group, memory_bytes=_memory_bytes()))
         if failed:
             _check_device()
 

@@ -65,8 +65,14 @@ export class Api {
     throw new Refused(response.status, problem, seconds === null ? null : Number(seconds));
   }
 
+  // Throws Refused, as the server would, for a key with letters that no header can carry.
   #fetch(path, options = {}) {
-    const headers = { ...options.headers, ...(this.key ? { authorization: `Bearer ${this.key}` } : {}) };
+    const headers = new Headers(options.headers);
+    try {
+      if (this.key) headers.set("authorization", `Bearer ${this.key}`);
+    } catch {
+      throw new Refused(401, { message: "No server can have that API key." }, null);
+    }
     return fetch(path, { ...options, headers, cache: "no-store" });
   }
 }

@@ -17,6 +17,15 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+// A button whose work is being done. It keeps the focus, which a disabled one loses; whoever listens to it asks.
+export function isBusy(button) {
+  return button.getAttribute("aria-disabled") === "true";
+}
+
+export function setBusy(button, busy) {
+  button.setAttribute("aria-disabled", String(busy));
+}
+
 // For who looks and for who listens; said again only when it changes.
 export function say(text) {
   const status = byId("status");

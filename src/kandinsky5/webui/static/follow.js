@@ -1,7 +1,7 @@
 // A job on its way: asked about until it ends, shown with its progress, its preview, and a way to give it up.
 
 import { Refused } from "./api.js";
-import { make, say } from "./dom.js";
+import { byId, isBusy, make, say, setBusy } from "./dom.js";
 
 const SHORTEST_PAUSE = 250; // milliseconds between two questions
 const LONGEST_PAUSE = 1500;
@@ -35,7 +35,7 @@ async function watched(api, id, card) {
       }
     } catch (error) {
       if (error instanceof Refused || performance.now() - heard > LONGEST_SILENCE) throw error;
-      say("The server does not answer; asking again.");
+      card.unheard();
     }
     await new Promise((resolve) => setTimeout(resolve, pause));
     pause = Math.min(LONGEST_PAUSE, pause * 1.1);
@@ -44,13 +44,15 @@ async function watched(api, id, card) {
 
 class Card {
   constructor(prompt, cancel) {
+    this.said = null;
     this.progress = make("progress", { max: 1, "aria-label": `Progress of: ${prompt}` });
     this.words = make("span", { class: "words" }, "Sent");
     this.preview = make("img", { class: "preview", alt: `Preview of: ${prompt}`, hidden: true });
     this.button = make("button", { type: "button", "aria-label": `Cancel: ${prompt}` }, "Cancel");
     this.button.addEventListener("click", () => {
-      this.button.disabled = true;
-      cancel().catch(() => (this.button.disabled = false));
+      if (isBusy(this.button)) return;
+      setBusy(this.button, true);
+      cancel().catch(() => setBusy(this.button, false));
     });
     const told = make("div", {}, make("p", { class: "prompt" }, prompt), this.progress, this.words, this.button);
     this.element = make("article", { class: "job" }, this.preview, told);
@@ -59,13 +61,26 @@ class Card {
   show(job) {
     if (job.status === "queued") {
       this.words.textContent = job.before_it ? `Waiting, ${job.before_it} before it` : "Waiting, next";
-      say(this.words.textContent);
+      this.#say(this.words.textContent);
     } else if (job.steps_total) {
       const part = job.steps_done / job.steps_total;
       this.progress.value = part;
       this.words.textContent = `Step ${job.steps_done} of ${job.steps_total}`;
-      say(`Drawing, ${Math.floor(part * 4) * 25} %`); // quarters: a listener need not hear every step
+      this.#say(`Drawing, ${Math.floor(part * 4) * 25} %`); // quarters: a listener need not hear every step
     }
+  }
+
+  // The server was asked about the job and did not answer.
+  unheard() {
+    this.said = null;
+    say("The server does not answer; asking again.");
+  }
+
+  // Each job is told when it changes, whatever another has said since.
+  #say(text) {
+    if (this.said === text) return;
+    this.said = text;
+    say(text);
   }
 
   picture(blob) {
@@ -74,8 +89,12 @@ class Card {
     this.preview.hidden = false;
   }
 
+  // Who was at its button finds the next job's, or the prompt.
   remove() {
     URL.revokeObjectURL(this.preview.src);
+    const held = this.element.contains(document.activeElement);
+    const next = this.element.nextElementSibling ?? this.element.previousElementSibling;
     this.element.remove();
+    if (held) (next?.querySelector("button") ?? byId("prompt")).focus();
   }
 }

@@ -80,11 +80,14 @@ export class Mask {
   #line(from, to) {
     const pen = this.#pen;
     pen.globalCompositeOperation = byId("erase").checked ? "destination-out" : "source-over";
-    Object.assign(pen, { strokeStyle: PAINT, lineWidth: this.#brush, lineCap: "round" });
+    Object.assign(pen, { strokeStyle: PAINT, fillStyle: PAINT, lineWidth: this.#brush, lineCap: "round" });
     pen.beginPath();
     pen.moveTo(from.x, from.y);
     pen.lineTo(to.x, to.y);
     pen.stroke();
+    pen.beginPath(); // a line of no length leaves nothing in some browsers
+    pen.arc(to.x, to.y, this.#brush / 2, 0, 2 * Math.PI);
+    pen.fill();
     this.#strokes += 1;
   }
 

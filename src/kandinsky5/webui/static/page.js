@@ -3,7 +3,7 @@
 // Jobs are remembered in the tab, so that a page that is loaded again, or a phone that slept, finds what it asked for.
 
 import { Api, Refused } from "./api.js";
-import { byId, say } from "./dom.js";
+import { byId, isBusy, say, setBusy } from "./dom.js";
 import { follow } from "./follow.js";
 import { RequestForm, told } from "./form.js";
 import { Gallery } from "./gallery.js";
@@ -50,22 +50,26 @@ function enterKey() {
   return new Promise((resolve) => {
     entry.onsubmit = async (event) => {
       event.preventDefault();
-      api.key = byId("key").value.trim();
+      const key = byId("key").value.trim();
       try {
-        await api.model();
+        await new Api(key).model();
       } catch (error) {
-        if (error.status === 401) return say("The server does not know that API key.");
+        const wrong = error instanceof Refused && error.status === 401;
+        return say(wrong ? "The server does not know that API key." : "The server does not answer; try again.");
       }
-      sessionStorage.setItem(KEY, api.key);
+      api.key = key;
+      sessionStorage.setItem(KEY, key);
       entry.hidden = true;
       resolve();
     };
   });
 }
 
+// While a request is sent, a second press does nothing; the button stays where it is for who uses the keyboard.
 async function submit() {
+  if (isBusy(byId("draw"))) return;
   form.forgive();
-  byId("draw").disabled = true;
+  setBusy(byId("draw"), true);
   try {
     const fields = form.read();
     const given = (await source?.read()) ?? null;
@@ -78,7 +82,7 @@ async function submit() {
     else if (error.seconds !== null) error.message += ` It expects room in ${error.seconds} s.`;
     form.refuse(error);
   } finally {
-    byId("draw").disabled = false;
+    setBusy(byId("draw"), false);
   }
 }
 
@@ -123,7 +127,7 @@ async function useAgain(fields, given) {
 }
 
 async function editThis(blob) {
-  say(await source.take(blob));
+  if (!(await source.offer(blob))) return byId("problem").scrollIntoView({ block: "nearest" });
   byId("prompt").value = "";
   byId("seed").value = "";
   byId("prompt").focus();

@@ -27,8 +27,19 @@ export class Source {
   #limits;
   #changed;
 
-  // Take a blob as the source; returns what to say about it. Throws an Error in words for what is no picture.
-  async take(blob) {
+  // Take a blob as the source if it will do, and say what became of it. Returns whether it was taken.
+  async offer(blob) {
+    try {
+      say(await this.#take(blob));
+      return true;
+    } catch (error) {
+      byId("problem").textContent = error.message;
+      return false;
+    }
+  }
+
+  // Returns what to say about it. Throws an Error in words for what is no picture.
+  async #take(blob) {
     const shown = await decoded(blob);
     let file = blob;
     const scale = Math.sqrt(MOST_PIXELS / (shown.naturalWidth * shown.naturalHeight));
@@ -72,12 +83,7 @@ export class Source {
 
   async #offered(files) {
     const file = [...(files ?? [])].find((one) => one.type.startsWith("image/"));
-    if (!file) return;
-    try {
-      say(await this.take(file));
-    } catch (error) {
-      byId("problem").textContent = error.message;
-    }
+    if (file) await this.offer(file);
   }
 
   async #show() {
