@@ -1,27 +1,35 @@
 """How fast the trainer learns and what it takes: `python benchmarks/training.py`, one large GPU, random weights.
 
 Sections, each a line of JSON as it is done; the last line is one JSON object with all of them:
-  lora        adapters of rank 16 on a frozen base, by --base (bf16, int8, fp8): images a second, peak memory
-  lora-peer   the same loop over diffusers' network, its weights ours
-  full        every weight, with AdamW and with the 8-bit one: images a second, peak memory
-Under torchrun (2 or 4 processes) only `full` is run, cut up by FSDP2; its images a second are those of all processes:
-  torchrun --nproc-per-node 2 benchmarks/training.py --sections full
+  lora-BASE   adapters of rank 16 on a frozen base, by --base: images a second, peak memory
+  lora-peer   the same loop over diffusers' network, its weights random too
+  full-NAME   every weight, with AdamW and with the 8-bit one: images a second, peak memory
+each as it is and `-compiled` block by block (--ways). What fails is said in its line, and the others go on.
+Under torchrun (2 or 4 processes) only `full` is run, cut up by FSDP2; its images a second are those of all processes.
+Against the output of one process its lines also say their efficiency:
+  python benchmarks/training.py --sections full > one.txt
+  torchrun --nproc-per-node 2 benchmarks/training.py --sections full --against one.txt
+`--budget SECONDS` leaves out sections that would take longer, judged by the longest so far.
 `--tiny` runs everything with a small network on any machine, to show that it runs; its figures say nothing.
 """
 
 import argparse
 import gc
 import json
+import math
+import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import Kandinsky5Transformer3DModel as PeerNetwork
-from torch import nn
+from random_networks import OurNetwork, PeerCall, PeerNetwork, build, filled, restore_tables
+from torch import distributed
 
-from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.records import Conditioning
 from kandinsky5.train.data.rows import Rows
 from kandinsky5.train.rectified_flow import losses
@@ -32,31 +40,15 @@ from kandinsky5.train.tuning.learning import learning_parameters, pack_base
 from kandinsky5.train.tuning.sharding import make_mesh, shard
 from kandinsky5.train.tuning.stepper import Stepper
 
-PUBLISHED = {
-    "in_visual_dim": 16,
-    "out_visual_dim": 16,
-    "in_text_dim": 3584,
-    "in_text_dim2": 768,
-    "time_dim": 512,
-    "model_dim": 2560,
-    "ff_dim": 10240,
-    "num_text_blocks": 2,
-    "num_visual_blocks": 50,
-    "axes_dims": (32, 48, 48),
-}
-TINY = {
-    **PUBLISHED,
-    "in_text_dim": 64,
-    "in_text_dim2": 48,
-    "time_dim": 32,
-    "model_dim": 64,
-    "ff_dim": 128,
-    "num_visual_blocks": 2,
-    "axes_dims": (8, 12, 12),
-}
-TARGETS = TuningSettings().targets
 SECTIONS = ("lora", "lora-peer", "full")
+WAYS = ("eager", "compiled")
 WARM = 3
+PATIENCE = timedelta(seconds=60)
+"""How long a process that is through a section waits for the others before it takes them for lost."""
+
+LOST = "a process is lost"
+
+Sections = list[tuple[str, Callable[[], dict[str, Any]]]]
 
 
 def main() -> None:
@@ -78,20 +70,75 @@ def main() -> None:
         "tiny": options.tiny,
     }
     done: list[dict[str, Any]] = []
-    for name, action in planned(options, device, replicas):
-        try:
-            row = {"section": name, **action()}
-        except (RuntimeError, ValueError) as error:  # out of memory, or a packing this device does not have
-            row = {"section": name, "failed": " ".join(str(error).split())[:200]}
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    together = run_sections(planned(options, device, replicas), options, replicas, done)
+    if replicas.leads or not together:
+        print(json.dumps({**facts, "sections": done, "times_of_peer": times_of_peer(done)}), flush=True)
+    if not together:
+        os._exit(1)  # the others wait in a sum that never comes; torchrun ends them
+    leave_replicas()
+
+
+def run_sections(
+    sections: Sections, options: argparse.Namespace, replicas: Replicas, done: list[dict[str, Any]]
+) -> bool:
+    """Append each section's row to `done`; False as soon as a process is lost."""
+    began, longest = time.perf_counter(), 0.0
+    alone = rates_of(options.against)
+    for name, action in sections:
+        start = time.perf_counter()
+        if replicas.agree(start - began + longest > options.budget):
+            row: dict[str, Any] = {"section": name, "left_out": "would take longer than --budget"}
+        else:
+            row = {"section": name, **outcome(action)}
+        if alone.get(name) and "images_per_second" in row:
+            row["efficiency"] = round(row["images_per_second"] / replicas.count / alone[name], 3)
         done.append(row)
+        if replicas.count > 1 and not all_through(name, replicas):
+            row["lost"] = "a process did not come to the end of this section"
+            return False
+        longest = max(longest, time.perf_counter() - start)
         if replicas.leads:
             print(json.dumps(row), flush=True)
-    if replicas.leads:
-        print(json.dumps({**facts, "sections": done, "times_of_peer": times_of_peer(done)}))
-    leave_replicas()
+    return True
+
+
+def all_through(name: str, replicas: Replicas) -> bool:
+    """Whether every process comes to the end of a section, within `PATIENCE` of this one."""
+    store = distributed.distributed_c10d._get_default_store()
+    try:
+        store.set(f"{name}/{replicas.rank}", "")
+        store.wait([f"{name}/{rank}" for rank in range(replicas.count)], PATIENCE)
+        return not store.check([LOST])
+    except RuntimeError:  # nobody comes, or the store went with its process
+        with suppress(RuntimeError):
+            store.set(LOST, "")
+        return False
+
+
+def outcome(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a section measured, or why it could not: too little memory, a missing package, a packing not had here."""
+    try:
+        return action()
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {one_line(error)}"}
+    finally:
+        gc.collect()
+        torch.compiler.reset()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def one_line(error: BaseException) -> str:
+    """The beginning of what it says."""
+    return " ".join(str(error).split())[:200]
+
+
+def rates_of(file: Path | None) -> dict[str, float]:
+    """Images a second by section, of a run whose output is in a file."""
+    if file is None:
+        return {}
+    rows = json.loads(file.read_text().strip().splitlines()[-1])["sections"]
+    return {row["section"]: row["images_per_second"] for row in rows if "images_per_second" in row}
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -101,104 +148,86 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument(
-        "--base", nargs="+", choices=("bf16", "int8", "fp8", "int4"), default=["bf16", "int8", "fp8"]
+        "--base",
+        nargs="+",
+        choices=("bf16", "int8", "fp8", "nf4"),
+        default=["bf16", "int8", "fp8", "nf4"],
     )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--side", type=int, default=1024, help="pixels")
     parser.add_argument("--text", type=int, default=128, help="text tokens")
     parser.add_argument("--batch", type=int, default=1, help="rows of a forward pass")
     parser.add_argument("--steps", type=int, default=10, help="timed, after three that warm up")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--compile", action="store_true", help="compile each block, ours and the peer's")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds for all sections")
+    parser.add_argument("--against", type=Path, help="output of a run with one process")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep activations")
     parser.add_argument("--tiny", action="store_true", help="a small network, anywhere")
     return parser
 
 
-def planned(
-    options: argparse.Namespace, device: torch.device, replicas: Replicas
-) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+def planned(options: argparse.Namespace, device: torch.device, replicas: Replicas) -> Sections:
     """The sections as functions, in order."""
-    found: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    found: Sections = []
     alone = replicas.count == 1
-    if "lora" in options.sections and alone:
-        found += [(f"lora-{base}", lambda b=base: tune_adapter(options, device, b)) for base in options.base]
-    if "lora-peer" in options.sections and alone:
-        found.append(("lora-peer", lambda: tune_peer(options, device)))
-    if "full" in options.sections:
-        found += [
-            (f"full-{name}", lambda n=name: tune_all(options, device, replicas, n))
-            for name in ("adamw", "adamw8bit")
-        ]
+    for way in options.ways:
+        compiled = way == "compiled"
+        end = "-compiled" if compiled else ""
+        if "lora" in options.sections and alone:
+            found += [
+                (f"lora-{base}{end}", lambda b=base, c=compiled: tune_adapter(options, device, b, c))
+                for base in options.base
+            ]
+        if "lora-peer" in options.sections and alone:
+            found.append((f"lora-peer{end}", lambda c=compiled: tune_peer(options, device, c)))
+        if "full" in options.sections:
+            found += [
+                (f"full-{name}{end}", lambda n=name, c=compiled: tune_all(options, device, replicas, n, c))
+                for name in ("adamw", "adamw8bit")
+            ]
     return found
 
 
-def tune_adapter(options: argparse.Namespace, device: torch.device, base: str) -> dict[str, Any]:
+def tune_adapter(
+    options: argparse.Namespace, device: torch.device, base: str, compiled: bool
+) -> dict[str, Any]:
     """Ours: LoRA on a base of these bits."""
-    network = build(Kandinsky5Transformer3DModel, options, torch.bfloat16)
+    network = filled(build(OurNetwork, torch.bfloat16, tiny=options.tiny), device)
     pack_base(network, base, device)
     network.to(device)
     tuning = TuningSettings(rank=options.rank, alpha=float(options.rank))
     learning = learning_parameters(network, tuning, torch.bfloat16, seed=0)
+    if compiled:
+        network.compile_repeated_blocks()
     return measure(network, ReplicatedWeights(learning, Replicas()), options, device, "adamw")
 
 
-def tune_peer(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def tune_peer(options: argparse.Namespace, device: torch.device, compiled: bool) -> dict[str, Any]:
     """The same loop, data and optimiser over diffusers' network."""
-    network = build(PeerNetwork, options, torch.bfloat16).to(device)
+    network = filled(build(PeerNetwork, torch.bfloat16, tiny=options.tiny), device)
+    restore_tables(network, device)
     tuning = TuningSettings(rank=options.rank, alpha=float(options.rank))
     learning = learning_parameters(network, tuning, torch.bfloat16, seed=0)
+    if compiled:
+        network.compile_repeated_blocks()
     return measure(PeerCall(network), ReplicatedWeights(learning, Replicas()), options, device, "adamw")
 
 
 def tune_all(
-    options: argparse.Namespace, device: torch.device, replicas: Replicas, optimiser: str
+    options: argparse.Namespace, device: torch.device, replicas: Replicas, optimiser: str, compiled: bool
 ) -> dict[str, Any]:
     """Ours: every weight, cut up over the processes; one process is a line of one."""
-    network = build(Kandinsky5Transformer3DModel, options, torch.float32)
+    network = build(OurNetwork, torch.float32, tiny=options.tiny)
+    if compiled:
+        network.compile_repeated_blocks()
     shard(network, make_mesh(device, 1), torch.bfloat16)
+    filled(network, device)
     weights = ShardedWeights(
         network, learning_parameters(network, TuningSettings(kind="full"), torch.bfloat16, 0)
     )
     row = measure(network, weights, options, device, optimiser)
     row["images_per_second"] = round(row["images_per_second"] * replicas.count, 3)
     return row
-
-
-class PeerCall(nn.Module):
-    """Diffusers' network under our call, which it takes but for the mask of padding."""
-
-    def __init__(self, network: Any):
-        super().__init__()
-        self.network = network
-        self.config = network.config
-
-    def forward(self, encoder_attention_mask: None = None, **arguments: Any) -> Any:
-        """See `Kandinsky5Transformer3DModel.forward`; latents in the dtype of its layers, which it does not cast."""
-        arguments["hidden_states"] = arguments["hidden_states"].to(torch.bfloat16)
-        arguments["timestep"] = arguments["timestep"].to(torch.bfloat16)
-        return self.network(**arguments)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """As the network's."""
-        self.network.enable_gradient_checkpointing()
-
-    def compile_repeated_blocks(self) -> None:
-        """As the network's."""
-        self.network.compile_repeated_blocks()
-
-
-def build(kind: Any, options: argparse.Namespace, dtype: torch.dtype) -> Any:
-    """A network with weights N(0, 0.02), also where it would start from zero."""
-    torch.manual_seed(0)
-    network = kind(**(TINY if options.tiny else PUBLISHED))
-    precise = set(Kandinsky5Transformer3DModel._keep_in_fp32_modules)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if not name.endswith("norm.weight"):
-                parameter.normal_(std=0.02)
-            if not precise & set(name.split(".")):  # as a checkpoint is loaded
-                parameter.data = parameter.data.to(dtype)
-    return network
 
 
 def make_rows(options: argparse.Namespace, config: Any) -> Rows:
@@ -227,29 +256,31 @@ def measure(
     network.train()
     if not options.no_checkpointing:
         network.enable_gradient_checkpointing()
-    if options.compile:
-        network.compile_repeated_blocks()
     steps = WARM + options.steps
     stepper = Stepper(weights, OptimiserSettings(name=optimiser, warmup=1), steps=steps, ema=0.0)
     rows, objective = make_rows(options, network.config), ObjectiveSettings()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    began, loss = 0.0, torch.zeros(())
+    passes, updates, loss = 0.0, 0.0, torch.zeros(())
     for step in range(steps):
-        if step == WARM:
-            wait(device)
-            began = time.perf_counter()
-        weights.before_backward(True)
+        wait(device)
+        began = time.perf_counter()
         loss = losses(network, rows, objective, device, torch.bfloat16)[0].mean()
         loss.backward()
         weights.take_gradients()
+        wait(device)
+        between = time.perf_counter()
         stepper()
-    wait(device)
-    seconds = time.perf_counter() - began
+        wait(device)
+        if step >= WARM:
+            passes += between - began
+            updates += time.perf_counter() - between
     row = {
-        "images_per_second": round(options.steps * options.batch / seconds, 3),
-        "seconds_per_step": round(seconds / options.steps, 4),
-        "last_loss": round(float(loss), 4),
+        "images_per_second": round(options.steps * options.batch / (passes + updates), 3),
+        "seconds_per_step": round((passes + updates) / options.steps, 4),
+        "forward_backward_seconds": round(passes / options.steps, 4),
+        "optimiser_seconds": round(updates / options.steps, 4),
+        "last_loss": round(float(loss.detach()), 4),
     }
     if device.type == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
@@ -262,11 +293,16 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def times_of_peer(rows: list[dict[str, Any]]) -> float | None:
-    """Our images a second in bfloat16 over the peer's."""
-    rates = {row["section"]: row.get("images_per_second") for row in rows}
-    ours, theirs = rates.get("lora-bf16"), rates.get("lora-peer")
-    return round(ours / theirs, 3) if ours and theirs else None
+def times_of_peer(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Our images a second in bfloat16 over the peer's: both eager, both compiled, and the better of each."""
+    rates = {row["section"]: row.get("images_per_second", 0.0) for row in rows}
+    ours, theirs = (
+        {"eager": rates.get(name, 0.0), "compiled": rates.get(f"{name}-compiled", 0.0)}
+        for name in ("lora-bf16", "lora-peer")
+    )
+    for found in (ours, theirs):
+        found["better"] = max(found.values())
+    return {way: round(ours[way] / theirs[way], 3) for way in ours if ours[way] and theirs[way]}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Sources, sizes, the cache and the order: what is read, what is left out and why, and what comes when."""
+"""Sources, sizes and the cache: what is read, what is left out and why, and what is encoded anew."""
 
-import hashlib
 import io
 import itertools
 import json
 import multiprocessing
+import shutil
 import tarfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,14 @@ from PIL import Image
 
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.geometry import NATIVE_SIZES
+from kandinsky5.pipelines import Kandinsky5T2IPipeline
+from kandinsky5.train.data import encoding
 from kandinsky5.train.data.cache import TensorCache, fingerprint, key_of
-from kandinsky5.train.data.encoding import Learnable, check_flaws, held_back
+from kandinsky5.train.data.encoding import Learnable, check_flaws
 from kandinsky5.train.data.examples import Example, Flaw, folder_examples
-from kandinsky5.train.data.order import Order
 from kandinsky5.train.data.remote import examples_of
-from kandinsky5.train.data.rows import RowReader
 from kandinsky5.train.data.sizes import enlarged, nearest_size, sizes_of
-from kandinsky5.train.settings import SourceSettings
+from kandinsky5.train.settings import DataSettings, SourceSettings
 from tests.pipelines.conftest import picture
 
 from .conftest import Told, small_settings, write_edits, write_pictures
@@ -209,6 +208,52 @@ def test_keys_name_what_an_entry_depends_on() -> None:
     with torch.no_grad():
         module.weight[0, 0] += 1
     assert fingerprint(module) != before
+    table = torch.nn.Embedding(1000, 64)
+    before = fingerprint(table)
+    with torch.no_grad():
+        table.weight[510:520] += 1
+    assert fingerprint(table) != before
+
+
+def change_json(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("what", "encoded_anew"),
+    [
+        ("nothing", []),
+        ("the autoencoder's scale", ["picture"]),
+        ("an encoder's config", ["text"]),
+        ("a tokenizer", ["text"]),
+        ("this package", ["picture", "text"]),
+    ],
+)
+def test_what_encodes_is_in_the_keys(
+    what: str, encoded_anew: list[str], saved_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "pictures", count=1)
+    example = read(tmp_path / "pictures")[0][0]
+
+    def keys(folder: Path) -> dict[str, str]:
+        pipe = Kandinsky5T2IPipeline.from_pretrained(folder, transformer=None)
+        encoder = encoding.Encoder(pipe, None, DataSettings(), [(64, 64)], TensorCache(tmp_path / "cache"))
+        learnable = encoder.encode(example)
+        assert isinstance(learnable, Learnable)
+        return {"picture": learnable.picture, "text": learnable.texts[0]}
+
+    before = keys(Path(saved_folder))
+    folder = Path(shutil.copytree(saved_folder, tmp_path / "model"))
+    if what == "the autoencoder's scale":
+        change_json(folder / "vae" / "config.json", scaling_factor=0.5)
+    elif what == "an encoder's config":
+        change_json(folder / "text_encoder_2" / "config.json", layer_norm_eps=0.125)
+    elif what == "a tokenizer":
+        change_json(folder / "tokenizer_2" / "tokenizer_config.json", unk_token="<other>")
+    elif what == "this package":
+        monkeypatch.setattr(encoding, "ENCODING_VERSION", 0)
+    after = keys(folder)
+    assert [name for name in before if before[name] != after[name]] == encoded_anew
 
 
 def write_forever(folder: Path) -> None:
@@ -244,77 +289,3 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
     (tmp_path / key[:2]).write_text("in the way")
     with pytest.raises(CheckpointError, match="cannot be written"):
         cache.put(key, {"x": torch.ones(4)})
-
-
-# -- The order -------------------------------------------------------------------------------------------------
-
-
-def learnable(
-    number: int, size: tuple[int, int] = (64, 64), share: float = 1.0, edit: bool = False
-) -> Learnable:
-    return Learnable(
-        name=str(number),
-        size=size,
-        picture=f"p{number}",
-        texts=("a", "b"),
-        empty="e",
-        source="s" if edit else None,
-        share=share,
-        digest=hashlib.sha256(str(number).encode()).hexdigest(),
-    )
-
-
-def test_an_epoch_shows_each_row_as_often_as_its_share_says() -> None:
-    rows = [learnable(0), learnable(1, share=3.0), learnable(2, share=0.5), learnable(3), learnable(4)]
-    order = Order(rows, 1, seed=3, editing_share=0.5)
-    seen = Counter(pick.row for index in range(400) for pick in order[index])
-    assert seen[1] / seen[0] == pytest.approx(3, rel=0.05)
-    assert seen[2] / seen[0] == pytest.approx(0.5, rel=0.3)
-    texts = Counter(pick.text for index in range(400) for pick in order[index])
-    assert 150 < texts[0] < 250
-
-
-def test_micro_batches_have_one_size_and_one_task() -> None:
-    rows = [learnable(i, size=(64, 64) if i % 2 else (64, 96), edit=i % 3 == 0) for i in range(20)]
-    order = Order(rows, 4, seed=0, editing_share=0.8)
-    batches = [order[index] for index in range(200)]
-    for batch in batches:
-        assert len(batch) == 4
-        assert len({(rows[pick.row].size, rows[pick.row].source) for pick in batch}) == 1
-    edits = sum(rows[batch[0].row].source is not None for batch in batches) / len(batches)
-    assert edits == pytest.approx(0.8, abs=0.06)
-
-
-def test_the_order_is_a_function_of_seed_and_number() -> None:
-    rows = [learnable(i) for i in range(7)]
-    a, b = (Order(rows, 2, seed=1, editing_share=0.5) for _ in range(2))
-    forwards = [a[index] for index in range(30)]
-    assert [b[index] for index in reversed(range(30))] == forwards[::-1]
-    assert [Order(rows, 2, seed=2, editing_share=0.5)[index] for index in range(30)] != forwards
-    assert a.epoch_of(0) == 0 and a.epoch_of(4) == 1.0 and a.epoch_of(6) == 1.5
-
-
-def test_rows_are_held_back_by_their_own_hashes() -> None:
-    rows = [learnable(i) for i in range(1000)]
-    learnt, back = held_back(rows, 0.1)
-    assert 50 < len(back) < 150 and len(learnt) + len(back) == 1000
-    assert {row.name for row in held_back(rows[:500], 0.1)[1]} == {
-        row.name for row in back if int(row.name) < 500
-    }
-
-
-def test_words_are_left_out_of_the_share_asked_for(tmp_path: Path) -> None:
-    cache = TensorCache(tmp_path)
-    for key, value in (("p0", 0.0), ("a", 1.0), ("b", 1.0), ("e", 0.0)):
-        shapes = {"mean": (1, 2, 2, 4), "deviation": (1, 2, 2, 4), "text": (3, 5), "pooled": (6,)}
-        cache.put(key, {name: torch.full(shape, value) for name, shape in shapes.items()})
-    rows = [learnable(0)]
-    reader = RowReader(rows, cache, unconditional=0.25, seed=9)
-    order = Order(rows, 1, seed=0, editing_share=0.5)
-    stream = list(reader.stream((order[index], index) for index in range(400)))
-    empty = sum(float(one.conditioning.text.sum()) == 0 for one in stream)
-    assert empty == pytest.approx(100, abs=30)
-    assert len({one.seeds for one in stream}) == 400
-    cache.path("p0").unlink()
-    with pytest.raises(CheckpointError, match="gone or damaged"):
-        reader.read(order[0], 0)

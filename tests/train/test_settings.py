@@ -13,7 +13,16 @@ from kandinsky5.train.settings_file import as_toml, initial_file, read_settings
 KEYS = {
     "": ["output"],
     "model": ["name", "task", "base", "device"],
-    "data": ["sizes", "fit", "upscale", "max_tokens", "bad_limit", "validation_share", "cache"],
+    "data": [
+        "sizes",
+        "fit",
+        "upscale",
+        "max_tokens",
+        "max_edit_tokens",
+        "bad_limit",
+        "validation_share",
+        "cache",
+    ],
     "data.sources": ["path", "kind", "repeats", "weight", "split", "picture", "text", "source"],
     "objective": ["times", "shift", "unconditional", "editing_share"],
     "tuning": ["kind", "rank", "alpha", "targets", "dropout"],
@@ -24,7 +33,7 @@ KEYS = {
     ],
     "watch": [
         *("log_every", "prompts", "pictures_every", "steps", "guidance", "validation_every", "tensorboard"),
-        "trigger",
+        *("wandb", "trigger"),
     ],
 }
 
@@ -79,6 +88,7 @@ def test_changes_of_the_command_line(tmp_path: Path) -> None:
         tmp_path, "", "run.steps=7", "model.name=embedded", "optimiser.rate=1", "run.compile=true"
     )
     assert settings.run.steps == 7 and settings.model.name == "embedded"
+    assert read(tmp_path, "", "data.sources.path=elsewhere").data.sources[0].path == "elsewhere"
     assert settings.optimiser.rate == 1.0 and settings.run.compile is True
 
 
@@ -99,7 +109,12 @@ def test_changes_of_the_command_line(tmp_path: Path) -> None:
         ("", "objective.unconditional=2", "must be from 0 to 1"),
         ("", 'data.sizes=["1000x1000"]', "not a multiple of 16"),
         ("", "run.batch=0", r"run\.batch = 0 must be from 1 up"),
-        ("", "model.base=int5", "'int5' is not one of"),
+        ("", "model.base=int4", r"'int4' is not one of.*nf4"),
+        ('[model]\nbase = "nf4"', "tuning.kind=lokr", 'beside model.base = "nf4"'),
+        ("", "tuning.alpha=0", r"tuning\.alpha = 0 must be above 0"),
+        ("", "optimiser.rate=0", r"optimiser\.rate = 0 must be above 0"),
+        ("", "data.sources.weight=0", "nothing to learn from"),
+        ("[[data.sources]]\n[[data.sources]]\n", "data.sources.path=x", "say it in the file"),
         ('[model]\nbase = "int8"', "tuning.kind=full", "packed and cannot learn"),
         ("data.sources.a = 1", "run.seed=1", "must be a list"),
         ("a = = 1", "run.seed=1", "cannot be read as TOML"),

@@ -11,11 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kandinsky5.cli.app import ExitCode
+from kandinsky5.cli.app import run as command_line
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.lora import read_lora
+from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.train.log import validation_figures
+from kandinsky5.train.tuning.learning import pack_base
+from tests.model.tiny import config_of
 
-from .conftest import Told, small_settings, write_edits, write_pictures
+from .conftest import SMALL, Told, small_settings, write_edits, write_pictures
 
 Run = Callable[..., Told]
 
@@ -150,6 +156,8 @@ def test_a_run_begun_with_other_settings_is_not_continued(trained: Run, tmp_path
     with pytest.raises(RequestError, match=r"tuning\.rank.*another output folder"):
         trained(tuning__rank=8)
     trained(run__steps=8)  # its length may change: no rate decays here
+    with pytest.raises(RequestError, match=r"run\.steps = 6 is less than .*step-0000008.*at least 8"):
+        trained(run__steps=6)
     (tmp_path / "pictures" / "3.txt").write_text("something else")
     with pytest.raises(RequestError, match="the pictures or captions"):
         trained(run__steps=9)
@@ -178,13 +186,19 @@ def test_other_adapters(kind: str, trained: Run, tmp_path: Path, saved_folder: s
     assert any(parts[moved].abs().max() > 0 for parts in lora.layers.values())
 
 
-@pytest.mark.parametrize("base", ["int8", "fp8", "bf16"])
-def test_bases_that_do_not_learn(base: str, trained: Run) -> None:
-    told = trained(model__base=base, run__steps=3, tuning__targets=["feed_forward.in_layer"])
-    assert all(loss > 0 for loss in told.losses.values())
+@pytest.mark.parametrize("base", ["bf16", "int8", "fp8", "nf4"])
+def test_adapters_learn_beside_every_base(base: str, trained: Run, tmp_path: Path) -> None:
+    trained(
+        model__base=base, run__steps=20, run__batch=4, run__micro_batch=4, optimiser__rate=0.02,
+        data__validation_share=0.3, watch__log_every=20, run__save_every=20,
+    )  # fmt: skip
+    before, after = validation_figures(tmp_path / "training").values()
+    assert after < 0.75 * before
 
 
-def test_edits_and_pictures_together(tmp_path: Path, saved_editing_folder: str) -> None:
+def test_edits_and_pictures_together(
+    tmp_path: Path, saved_editing_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
     from kandinsky5.train.training import train
 
     write_edits(tmp_path / "edits")
@@ -195,6 +209,12 @@ def test_edits_and_pictures_together(tmp_path: Path, saved_editing_folder: str) 
     told = Told()
     out = train(settings, tmp_path, told)
     assert "10 pictures to learn from" in told.said
+    few = small_settings(
+        tmp_path, saved_editing_folder, model__task="editing", sources=["edits"], data__max_edit_tokens=9,
+        run__steps=1, output="few",
+    )  # fmt: skip
+    train(few, tmp_path, told)
+    assert "longer than 9 tokens; its end was cut off" in caplog.text
     pipe = Kandinsky5I2IPipeline.from_pretrained(saved_editing_folder)
     pipe.load_lora_weights(out)
 
@@ -210,6 +230,51 @@ def test_batches_that_do_not_divide(trained: Run) -> None:
         trained(run__batch=3, run__micro_batch=2)
 
 
-def test_targets_that_are_no_layers(trained: Run) -> None:
+def test_targets_that_are_no_layers(trained: Run, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no block has a layer 'attn\.to_q'.*self_attention\.to_query"):
         trained(tuning__targets=["attn.to_q"])
+    assert not (tmp_path / "training").exists(), "said before anything is encoded"
+
+
+def test_processes_that_do_not_divide_into_groups(trained: Run) -> None:
+    with pytest.raises(RequestError, match=r"1 processes do not divide into run\.replicas = 2"):
+        trained(tuning__kind="full", run__replicas=2)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(trained: Run, tmp_path: Path) -> None:
+    """Neither where a line is due, nor between lines where a checkpoint is; what was saved before stays."""
+    trained(run__steps=3)
+    broken = {"optimiser__rate": 1e30, "optimiser__warmup": 0, "watch__log_every": 4, "run__steps": 10}
+    for save_every in (2, 5):
+        output = f"every-{save_every}"
+        with pytest.raises(RequestError, match=r"no checkpoint was written.*Lower optimiser\.rate = 1e\+30"):
+            trained(output=output, run__save_every=save_every, **broken)
+        assert not list((tmp_path / output).rglob("*.safetensors.*"))
+        assert not (tmp_path / output / "checkpoints").exists()
+        assert not (tmp_path / output / "pytorch_lora_weights.safetensors").exists()
+
+
+def test_the_command_line_says_so(
+    trained: Run, tmp_path: Path, saved_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.toml").write_text('[[data.sources]]\npath = "pictures"\n')
+    changes = {"model.name": saved_folder, **SMALL, "optimiser.rate": 1e30, "optimiser.warmup": 0}
+    options = [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    assert command_line(["train", str(tmp_path / "config.toml"), "-q", *options]) == ExitCode.REQUEST
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("kandinsky5: Up to step") and "Lower optimiser.rate" in error
+
+
+def test_a_packing_that_no_layer_takes() -> None:
+    config = config_of("t2i") | {"model_dim": 48, "ff_dim": 80, "axes_dims": (4, 6, 6)}
+    network = Kandinsky5Transformer3DModel(**config)
+    with pytest.raises(RequestError, match=r"nf4.*no layer that can be packed.*multiples of 64"):
+        pack_base(network, "nf4", torch.device("cpu"))
+    pack_base(network, "int8", torch.device("cpu"))
+    assert type(network.visual_transformer_blocks[0].feed_forward.in_layer.weight.data) is not torch.Tensor
+
+
+def test_a_card_says_who_loads_a_lokr(trained: Run, tmp_path: Path) -> None:
+    trained(tuning__kind="lokr", run__steps=1)
+    card = (tmp_path / "training" / "README.md").read_text()
+    assert "diffusers itself does not load a LoKr" in card

@@ -9,7 +9,7 @@ the tensors are.
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -58,15 +58,30 @@ class Checkpoints:
         """
         target = self.folder / f"step-{step:07d}"
         partial = self.folder / f".partial-{step:07d}"
+        about = {**values, "count": self._count}
+
+        def begin() -> None:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+        def finish() -> None:
+            (partial / VALUES).write_text(json.dumps(about), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+
+        self._together(target, partial, begin if self._rank == 0 else _nothing)
+        self._together(target, partial, lambda: self._write_pieces(partial, tensors))
+        self._together(target, partial, finish if self._rank == 0 else _nothing)
+        if self._rank == 0:
+            for old in self._all()[: -self._keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def _together(self, target: Path, partial: Path, action: Callable[[], None]) -> None:
+        """Do a part of saving in every process; all go on only where all could. Raises CheckpointError in all."""
         problem = ""
         try:
-            if self._rank == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self._wait()
-            self._write_pieces(partial, tensors)
-            if self._rank == 0:
-                (partial / VALUES).write_text(json.dumps({**values, "count": self._count}), encoding="utf-8")
+            action()
         except (OSError, SafetensorError) as error:
             problem = reason(error)
         if self._any(bool(problem)):
@@ -75,13 +90,6 @@ class Checkpoints:
             last = self.newest()
             kept = f"{last} is still good" if last else "there was none before"
             raise CheckpointError(f"{target} cannot be written ({problem or 'in another process'}); {kept}.")
-        if self._rank == 0:
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-            for old in self._all()[: -self._keep]:
-                shutil.rmtree(old, ignore_errors=True)
-        self._wait()
-        return target
 
     def load(self, path: Path, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors of a checkpoint, each cut and placed as the tensor of its name in `like` is, and the values.
@@ -92,7 +100,7 @@ class Checkpoints:
             CheckpointError: a checkpoint that is damaged.
         """
         values = read_object(path / VALUES)
-        pieces = _Pieces(path, int(values["count"]), self._rank, self._count)
+        pieces = _Pieces(path, int(values["count"]))
         found: dict[str, Tensor] = {}
         for name in pieces.names:
             master = like.get(name, like.get(_master_of(name)))
@@ -120,23 +128,14 @@ class Checkpoints:
                 continue  # somebody else's to write
             if is_traceable_wrapper_subclass(mine):  # of an 8-bit optimiser
                 parts, (signed, dtype) = mine.__tensor_flatten__()  # type: ignore[attr-defined]
-                packed[name] = {
-                    "parts": parts,
-                    "signed": signed,
-                    "dtype": str(dtype),
-                    "whole": mine is tensor,
-                }
+                packed[name] = {"parts": parts, "signed": signed, "dtype": str(dtype), "rows": _row(span)}
                 rows |= {f"{name}/{part}": getattr(mine, part) for part in parts}
             else:
                 rows[name] = mine
-                spans[name] = [span.start, span.stop, span.total]
+                spans[name] = _row(span)
         rows = {name: value.detach().to("cpu").contiguous() for name, value in rows.items()}
         about = json.dumps({"rows": spans, "packed": packed})
         save_file(rows, folder / _file(self._rank), metadata={"spans": about})
-
-    def _wait(self) -> None:
-        if self._count > 1:
-            distributed.barrier()
 
     def _any(self, here: bool) -> bool:
         """Whether it is so in any process."""
@@ -150,12 +149,9 @@ class Checkpoints:
 class _Pieces:
     """All files of a checkpoint, and which rows of which tensor each holds."""
 
-    def __init__(self, folder: Path, wrote: int, rank: int, count: int):
-        self._own = folder / _file(rank)
-        self._first = folder / _file(0)
-        self._same_count = wrote == count
+    def __init__(self, folder: Path, wrote: int):
         self._places: dict[str, list[tuple[Path, Span]]] = {}
-        self._packed: dict[str, Any] = {}
+        self._packed: dict[str, list[tuple[Path, Span, dict[str, Any]]]] = {}
         for number in range(wrote):
             file = folder / _file(number)
             try:
@@ -163,14 +159,15 @@ class _Pieces:
                     spans = parse_object((opened.metadata() or {}).get("spans", "{}"), str(file))
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{file} cannot be read: {reason(error)}.") from error
-            self._packed |= spans["packed"]
-            for name, (start, stop, total) in spans["rows"].items():
-                self._places.setdefault(name, []).append((file, Span(start=start, stop=stop, total=total)))
+            for name, about in spans["packed"].items():
+                self._packed.setdefault(name, []).append((file, _span(about["rows"]), about))
+            for name, row in spans["rows"].items():
+                self._places.setdefault(name, []).append((file, _span(row)))
 
     @property
     def names(self) -> list[str]:
         """Of the tensors."""
-        return [*self._places, *self._packed]
+        return list({**self._places, **self._packed})
 
     def read(self, name: str, like: Tensor | None) -> Tensor:
         """A tensor as this process is to have it: cut and placed as `like` where that has as many rows."""
@@ -197,20 +194,29 @@ class _Pieces:
             return opened.get_tensor(name)[:0]
 
     def _unpacked(self, name: str, like: Tensor | None) -> Tensor:
-        """A tensor of an 8-bit optimiser, whose pieces go back to the processes that wrote them."""
+        """A tensor of an 8-bit optimiser, some of whose pieces may be too small to be packed.
+
+        Pieces cannot be cut again: rows go to a process that has just these.
+        """
         from torchao.optim.subclass_8bit import OptimState8bit
 
-        packed = self._packed[name]
-        if not packed["whole"] and not self._same_count:
+        places = self._packed[name]
+        wanted = places[0][1] if like is None else _piece(like)[1]
+        device = "cpu" if like is None else like.device
+        value: Tensor | None = None
+        for file, span, about in places:
+            if span == wanted:
+                with safe_open(file, framework="pt") as opened:
+                    parts = [opened.get_tensor(f"{name}/{part}").to(device) for part in about["parts"]]
+                dtype = getattr(torch, about["dtype"].removeprefix("torch."))
+                value = OptimState8bit(*parts, about["signed"], dtype)
+        if value is None and any(span == wanted for _, span in self._places.get(name, ())):
+            value = self._rows(name, wanted).to(device)
+        if value is None:
             raise CheckpointError(
-                "The states of an 8-bit optimiser are continued by as many processes as wrote them; with "
+                "The states of an 8-bit optimiser are continued by as many processes in a group as wrote them; with "
                 'optimiser.name = "adamw" their number may change.'
             )
-        with safe_open(self._first if packed["whole"] else self._own, framework="pt") as opened:
-            parts = [opened.get_tensor(f"{name}/{part}") for part in packed["parts"]]
-        device = "cpu" if like is None else like.device
-        dtype = getattr(torch, packed["dtype"].removeprefix("torch."))
-        value = OptimState8bit(*(part.to(device) for part in parts), packed["signed"], dtype)
         return _placed(value, like) if isinstance(like, DTensor) else value
 
 
@@ -236,6 +242,19 @@ def _piece(tensor: Tensor) -> tuple[Tensor, Span, bool]:
         else:
             copy = copy or coordinate > 0
     return tensor.to_local(), Span(start=start, stop=stop, total=total), copy
+
+
+def _row(span: Span) -> list[int]:
+    return [span.start, span.stop, span.total]
+
+
+def _span(row: list[int]) -> Span:
+    start, stop, total = row
+    return Span(start=start, stop=stop, total=total)
+
+
+def _nothing() -> None:
+    """What the others do meanwhile."""
 
 
 def _master_of(name: str) -> str:

@@ -35,5 +35,6 @@ class Ema:
         """Take in the values after one more optimiser update."""
         self.updates += 1
         weight = 1 - warmed_decay(self.decay, self.updates)
-        for name, average in self.average.items():
-            average.lerp_(values[name].detach(), weight)
+        if self.average:
+            taken = [values[name].detach() for name in self.average]
+            torch._foreach_lerp_(list(self.average.values()), taken, weight)

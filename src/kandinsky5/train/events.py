@@ -1,26 +1,31 @@
-"""Numbers of a run for TensorBoard, through the package of that name.
+"""Numbers of a run for those who draw curves: TensorBoard and Weights & Biases, through the packages of these names.
 
-In: steps and scalars. Out: event files. It refuses to know what the numbers are.
+In: steps and scalars. Out: event files, or what the service is told (with WANDB_MODE=offline, files). It refuses to
+know what the numbers are.
 """
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Protocol
 
-from kandinsky5.errors import RequestError
+
+class Events(Protocol):
+    """Takes scalars of steps in rising order."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write these values at a step."""
+
+    def close(self) -> None:
+        """Write what is left."""
 
 
-class Events:
-    """A writer of event files in a folder. Raises RequestError where tensorboard is not installed."""
+class TensorBoardEvents:
+    """Event files in a folder; what an earlier start wrote of steps after `step` is no longer shown."""
 
-    def __init__(self, folder: Path):
-        if find_spec("tensorboard") is None:
-            raise RequestError(
-                "watch.tensorboard = true needs the package tensorboard: pip install tensorboard."
-            )
+    def __init__(self, folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder)
+        self._writer = SummaryWriter(folder, purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write these values at a step."""
@@ -30,3 +35,23 @@ class Events:
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
+
+
+class WandbEvents:
+    """A run of Weights & Biases with the folder's name; each start of the trainer is a run of its own there."""
+
+    def __init__(self, project: str, folder: Path, settings: Mapping[str, Any]):
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=project, name=folder.resolve().name, dir=str(folder), config=dict(settings)
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write these values at a step."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._run.finish()

@@ -14,11 +14,15 @@ from torch import nn
 from kandinsky5.errors import RequestError
 
 EPS: Final = 1e-8
+FUSED: Final = frozenset({"cpu", "cuda", "mps", "xpu"})
+"""Devices on which torch updates in one pass; otherwise AdamW makes copies as large as all masters."""
+
 Groups = list[dict[str, Any]]
 
 
 def _adamw(groups: Groups, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=EPS)
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=EPS, fused=devices <= FUSED)
 
 
 def _adamw8bit(groups: Groups, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:

@@ -137,6 +137,8 @@ def prepare_data(
     rows, back = held_back(learnables, settings.data.validation_share)
     if not rows:
         raise RequestError("data.validation_share holds every picture back; there are too few of them.")
+    if not any(row.share for row in rows):
+        raise RequestError("data.sources: what is left to learn from has weight = 0.")
     say(f"{len(rows)} pictures to learn from" + (f", {len(back)} held back" if back else ""))
     return Data(rows=rows, held_back=back, prompts=prompts, flaws=flaws, cache=cache)
 
@@ -151,6 +153,8 @@ def prepare_network(model: Model, settings: TrainingSettings, replicas: Replicas
     weights: Weights
     if settings.tuning.kind == "full":
         network.float()
+        if run.compile:
+            network.compile_repeated_blocks()  # before `shard`, which gives blocks classes of other names
         shard(network, make_mesh(model.device, run.replicas), model.dtype)
         weights = ShardedWeights(
             network, learning_parameters(network, settings.tuning, model.dtype, run.seed)
@@ -160,18 +164,24 @@ def prepare_network(model: Model, settings: TrainingSettings, replicas: Replicas
         network.to(model.device)
         learning = learning_parameters(network, settings.tuning, model.dtype, run.seed)
         weights = ReplicatedWeights(learning, replicas)
+        if run.compile:
+            network.compile_repeated_blocks()
     network.train()
     if run.checkpointing:
         network.enable_gradient_checkpointing()
-    if run.compile:
-        network.compile_repeated_blocks()
     return weights
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
     """(learning, all) parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    sizes = [(_values(parameter), parameter.requires_grad) for parameter in network.parameters()]
     return sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
+
+
+def _values(parameter: Any) -> int:
+    """How many numbers it stands for; bitsandbytes keeps two in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
 
 
 def _place_of(parts: Sequence[nn.Module], device: torch.device, say: Callable[[str], None]) -> torch.device:

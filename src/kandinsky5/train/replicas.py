@@ -46,6 +46,14 @@ class Replicas:
         distributed.broadcast(word, src=0)
         return bool(word)
 
+    def all_agree(self, choice: bool) -> bool:
+        """Whether every process says so."""
+        if self.count == 1:
+            return choice
+        word = torch.tensor([int(choice)])
+        distributed.all_reduce(word, op=distributed.ReduceOp.MIN)
+        return bool(word)
+
 
 ALONE = Replicas()
 

@@ -28,6 +28,10 @@ ADAPTER_FILES: Final[Mapping[LoraFormat, str]] = {
 }
 MODEL_FOLDER: Final = "model"
 CARD: Final = "README.md"
+LOKR_LOADERS: Final = (
+    "diffusers itself does not load a LoKr. `kandinsky5` does (`--lora`, and `load_lora_weights` of its pipelines), "
+    "and ComfyUI takes `comfyui_lora.safetensors`."
+)
 
 
 def save_adapter(model: Model, settings: TrainingSettings, step: int, folder: Path) -> list[Path]:
@@ -78,6 +82,7 @@ def write_card(
         f"![{text}]({path.relative_to(folder).as_posix()})\n\n{text}"
         for text, path in zip(settings.watch.prompts, pictures, strict=False)
     )
+    loaders = f"\n\n{LOKR_LOADERS}" if settings.tuning.kind == "lokr" else ""
     header = json.dumps({"base_model": settings.model.name, "tags": ["kandinsky5", settings.tuning.kind]})
     figures = "".join(f"| {name} | {value} |\n" for name, value in numbers.items())
     text = f"""---
@@ -90,7 +95,7 @@ A {kind} on {settings.model.name}, {step} steps, made by kandinsky5 {__version__
 
 ```sh
 kandinsky5 generate {json.dumps(prompt)} --model {model}{option} -o picture.png
-```
+```{loaders}
 
 {drawn}
 

@@ -137,8 +137,20 @@ class RunLog:
             )
         self._count += 1
 
+    def leave_out(self, seconds: float) -> None:
+        """So many seconds since the last line were not spent on steps."""
+        self._began += seconds
+
     def write(self, step: int) -> None:
         """Write the averages since the last line. Raises FloatingPointError if one of the scalars is not finite."""
+        for name, value in self.tell(step).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} is {value} at step {step}; the last saved state is still good."
+                )
+
+    def tell(self, step: int) -> dict[str, Any]:
+        """Write and return the averages since the last line, whatever they are. Of "tokens" the rate is written."""
         averages = {name: _average(total, self._count) for name, total in self._sums.items()}
         now = time.monotonic()
         rate = self._count / (now - self._began)
@@ -147,6 +159,8 @@ class RunLog:
             "steps_per_second": round(rate, 3),
             "rows_per_second": round(rate * self._rows, 1),
         }
+        if "tokens" in averages:
+            line["tokens_per_second"] = round(rate * float(averages.pop("tokens")))  # type: ignore[arg-type]
         if torch.cuda.is_available():
             line["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         line |= averages
@@ -154,12 +168,8 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
         shown = " ".join(f"{name} {_short(value)}" for name, value in line.items() if name != "step")
         logger.info("step %d/%d %s", step, self._steps, shown)
-        for name, value in averages.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise FloatingPointError(
-                    f"{name} is {value} at step {step}; the last saved state is still good."
-                )
         self._began, self._sums, self._count = now, {}, 0
+        return averages
 
 
 def _average(total: Tensor, count: int) -> float | list[float | None]:

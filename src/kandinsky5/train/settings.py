@@ -15,7 +15,8 @@ from kandinsky5.train.optimisers import OPTIMISERS
 
 SOURCE_KINDS: Final = ("folder", "datasets", "webdataset")
 TUNING_KINDS: Final = ("lora", "dora", "lokr", "full")
-BASES: Final = ("bf16", "fp32", "fp8", "int8", "int4")
+PACKED_BASES: Final = ("fp8", "int8", "nf4")
+BASES: Final = ("bf16", "fp32", *PACKED_BASES)
 TIME_DENSITIES: Final = {"logit-normal": 0.0, "mixed": 0.5, "uniform": 1.0}
 """Names of timestep densities, and the share of uniform times in each; the others are logit-normal."""
 TASKS: Final = ("text-to-image", "editing")
@@ -37,6 +38,11 @@ def _within(name: str, value: float, low: float, high: float = math.inf) -> None
         raise RequestError(f"{name} = {value:g} must be from {low:g} to {high:g}.".replace(" to inf", " up"))
 
 
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise RequestError(f"{name} = {value:g} must be above 0.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The model that is trained."""
@@ -45,8 +51,8 @@ class ModelSettings:
     task: str = setting("text-to-image", "text-to-image or editing; editing needs an editing checkpoint.")
     base: str = setting(
         "bf16",
-        "What the weights that do not learn are kept in: bf16, fp32, fp8, int8 or int4. In 6 B parameters 12, 24, 6, 6 "
-        "or 3 GB; packed ones (torchao) learn by adapters only.",
+        "What the weights that do not learn are kept in: bf16, fp32, fp8 or int8 (torchao), nf4 (bitsandbytes). In the "
+        "published network 13.3, 24, 7.9, 7.9 or 5.2 GB; packed ones learn by adapters only.",
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1.")
 
@@ -94,6 +100,9 @@ class DataSettings:
         "Whether pictures smaller than their size are enlarged; otherwise they are left out, and listed.",
     )
     max_tokens: int = setting(512, "Text tokens kept of a caption.")
+    max_edit_tokens: int = setting(
+        1024, "Tokens kept of an instruction and the picture it is about; only words are cut."
+    )
     bad_limit: float = setting(0.05, "Share of files that may be unreadable before the run refuses to go on.")
     validation_share: float = setting(0.0, "Share of the pictures held back for the validation loss.")
     cache: str = setting("", "Folder of encoded pictures and captions; empty: `cache` in the output folder.")
@@ -106,8 +115,11 @@ class DataSettings:
         _within("data.bad_limit", self.bad_limit, 0, 1)
         _within("data.validation_share", self.validation_share, 0, 0.5)
         _within("data.max_tokens", self.max_tokens, 1, 1024)
+        _within("data.max_edit_tokens", self.max_edit_tokens, 1, 1024)
         if not self.sources:
             raise RequestError("data.sources is empty; name a folder of pictures.")
+        if not any(source.weight for source in self.sources):
+            raise RequestError("data.sources.weight = 0 everywhere leaves nothing to learn from.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +161,7 @@ class TuningSettings:
     def __post_init__(self) -> None:
         _one_of("tuning.kind", self.kind, TUNING_KINDS)
         _within("tuning.rank", self.rank, 1, 4096)
+        _positive("tuning.alpha", self.alpha)
         _within("tuning.dropout", self.dropout, 0, 0.9)
         if not self.targets:
             raise RequestError("tuning.targets is empty; an adapter needs layers to stand at.")
@@ -172,9 +185,9 @@ class OptimiserSettings:
 
     def __post_init__(self) -> None:
         _one_of("optimiser.name", self.name, OPTIMISERS)
-        _within("optimiser.rate", self.rate, 0)
+        _positive("optimiser.rate", self.rate)
         _within("optimiser.decay_share", self.decay_share, 0, 1)
-        _within("optimiser.clip", self.clip, 1e-9)
+        _positive("optimiser.clip", self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +226,7 @@ class WatchSettings:
     guidance: float = setting(3.5, "Of these pictures.")
     validation_every: int = setting(250, "Steps between validation losses.")
     tensorboard: bool = setting(False, "Also write events for TensorBoard (package tensorboard).")
+    wandb: str = setting("", "Project of Weights & Biases to write to as well (package wandb); empty: none.")
     trigger: str = setting("", "Words that call the result up, for the model card and the file.")
 
     def __post_init__(self) -> None:
@@ -234,10 +248,13 @@ class TrainingSettings:
     watch: WatchSettings = field(default_factory=WatchSettings)
 
     def __post_init__(self) -> None:
-        packed = self.model.base in ("fp8", "int8", "int4")
-        if self.tuning.kind == "full" and packed:
+        if self.tuning.kind == "full" and self.model.base in PACKED_BASES:
             raise RequestError(
                 f"model.base = {self.model.base!r} is packed and cannot learn: use bf16, or an adapter."
+            )
+        if self.tuning.kind == "lokr" and self.model.base == "nf4":
+            raise RequestError(
+                'tuning.kind = "lokr" cannot stand beside model.base = "nf4": use "int8" or "fp8".'
             )
 
     def recipe(self) -> dict[str, Any]:

@@ -115,9 +115,13 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     place: Any = tree
+    defaults: Any = TrainingSettings()
     *parents, last = key.strip().split(".")
     for name in parents:
-        place = place.setdefault(name, {}) if isinstance(place, dict) else None
+        defaults = getattr(defaults, name, None)
+        listed = _is_table(defaults)
+        defaults = defaults[0] if listed else defaults
+        place = place.setdefault(name, [{}] if listed else {}) if isinstance(place, dict) else None
         if isinstance(place, list) and len(place) == 1:
             place = place[0]
         if not isinstance(place, dict):

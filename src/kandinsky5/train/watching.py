@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from kandinsky5.train.data.order import Order
+from kandinsky5.train.data.order import Pick
 from kandinsky5.train.data.rows import RowReader, conditioning_of
 from kandinsky5.train.preparing import Data, Model
 from kandinsky5.train.rectified_flow import losses
+from kandinsky5.train.replicas import Replicas
 from kandinsky5.train.settings import ObjectiveSettings, WatchSettings
 
 VALIDATION_SEED = 20_221
@@ -45,17 +46,24 @@ def draw_prompts(model: Model, data: Data, settings: WatchSettings) -> list[Imag
 
 
 @torch.no_grad()
-def validation_loss(model: Model, data: Data, objective: ObjectiveSettings) -> float:
-    """The mean loss of the rows held back, every one with its words, at times and noise that never change."""
+def validation_loss(model: Model, data: Data, objective: ObjectiveSettings, replicas: Replicas) -> float:
+    """The mean loss of the rows held back, every one with its first words, at times and noise that never change.
+
+    Processes share the rows. Each makes as many forward passes as the others, which cut up weights need; what it
+    makes beyond the rows does not count.
+    """
     reader = RowReader(data.held_back, data.cache, unconditional=0.0, seed=VALIDATION_SEED)
-    order = Order(data.held_back, 1, seed=VALIDATION_SEED, editing_share=0.5)
+    count = len(data.held_back)
     model.network.eval()
-    total = 0.0
-    for number in range(len(data.held_back)):
-        rows = reader.read(order[number], number)
-        total += float(losses(model.network, rows, objective, model.device, model.dtype)[0].mean())
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    for first in range(0, count, replicas.count):
+        number = first + replicas.rank
+        rows = reader.read((Pick(row=number % count, text=0),), number)
+        loss = losses(model.network, rows, objective, model.device, model.dtype)[0].double().mean()
+        total += loss if number < count else 0
     model.network.train()
-    return total / len(data.held_back)
+    replicas.add_up([total])
+    return float(total) / count
 
 
 def save_pictures(pictures: Sequence[Image.Image], folder: Path, step: int) -> list[Path]:

@@ -11,6 +11,8 @@ import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,8 +22,8 @@ from kandinsky5.checkpoint.document import reason
 from kandinsky5.checkpoint.safetensors_header import read_header
 from kandinsky5.errors import CheckpointError
 
-SAMPLED = 32
-"""Values of each tensor that a module is told by."""
+SAMPLED = 256
+"""Values of each tensor, at equal distances, that a module is told by."""
 
 
 class TensorCache:
@@ -72,9 +74,32 @@ def key_of(**parts: object) -> str:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """What tells one module's weights from another's: names, shapes, dtypes and the first values of every tensor."""
+    """What tells one module's weights from another's: names, shapes, dtypes and a sample of every tensor's values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1)[:SAMPLED].float().cpu().numpy().tobytes())
+        step = max(1, tensor.numel() // SAMPLED)
+        digest.update(tensor.reshape(-1)[::step].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def config_of(module: Any) -> dict[str, Any]:
+    """What a model of diffusers or transformers was built with, without where it came from."""
+    config = module.config
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return {
+        name: value
+        for name, value in values.items()
+        if not name.startswith("_") and name != "transformers_version"
+    }
+
+
+def digest_of_files(saved: Any) -> str:
+    """SHA-256 over the files that a tokenizer or a processor would be saved as."""
+    digest = hashlib.sha256()
+    with TemporaryDirectory() as folder:
+        saved.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                digest.update(f"{path.name} {path.stat().st_size}".encode() + path.read_bytes())
     return digest.hexdigest()

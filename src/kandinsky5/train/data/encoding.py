@@ -16,10 +16,13 @@ from torch import Tensor
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.pictures import fit_picture, to_pixels
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.train.data.cache import TensorCache, fingerprint, key_of
+from kandinsky5.train.data.cache import TensorCache, config_of, digest_of_files, fingerprint, key_of
 from kandinsky5.train.data.examples import Example, Flaw, PictureBytes
 from kandinsky5.train.data.sizes import Size, enlarged, nearest_size
 from kandinsky5.train.settings import DataSettings
+
+ENCODING_VERSION: Final = 1
+"""Goes up when this package comes to encode the same picture or text otherwise, so that older entries are not used."""
 
 FEW: Final = 20
 """Examples below which one bad file is not yet more than any limit."""
@@ -59,8 +62,12 @@ class Encoder:
         self._settings = settings
         self._sizes = list(sizes)
         self._cache = cache
-        self._of_pictures = fingerprint(drawing.vae)
-        self._of_texts = [fingerprint(drawing.text_encoder), fingerprint(drawing.text_encoder_2)]
+        self._of_pictures = [ENCODING_VERSION, fingerprint(drawing.vae), config_of(drawing.vae)]
+        self._of_texts: list[Any] = [ENCODING_VERSION]
+        for encoder in (drawing.text_encoder, drawing.text_encoder_2):
+            self._of_texts += [fingerprint(encoder), config_of(encoder)]
+        for tokenizer in (drawing.tokenizer, drawing.tokenizer_2):
+            self._of_texts.append(digest_of_files(tokenizer))
 
     @torch.no_grad()
     def encode(self, example: Example) -> Learnable | Flaw:
@@ -98,7 +105,7 @@ class Encoder:
     def text(self, text: str, shown: tuple[PictureBytes, Size] | None = None) -> str:
         """The key of a text's states, encoded if they are not there; `shown` is an edit's source and its size."""
         task = "editing" if shown is not None else "text-to-image"
-        tokens = 1024 if shown is not None else self._settings.max_tokens
+        tokens = self._settings.max_tokens if shown is None else self._settings.max_edit_tokens
         key = key_of(
             kind="text",
             text=text,

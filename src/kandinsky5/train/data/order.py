@@ -57,7 +57,7 @@ class Order:
     def _of_epoch(self, epoch: int) -> list[MicroBatch]:
         if epoch != self._epoch:
             rng = random.Random(f"{self._seed}/{epoch}")
-            batches = self._mixed(self._in_pools(rng))
+            batches = self._mixed(self._in_pools(rng), rng)
             rng.shuffle(batches)
             self._epoch, self._batches = epoch, batches
         return self._batches
@@ -71,6 +71,12 @@ class Order:
                 pools[row.source is not None, row.size].append(
                     Pick(row=number, text=rng.randrange(len(row.texts)))
                 )
+        if not pools:  # all shares are below 1, and chance left every row out
+            number = rng.choices(range(len(self._rows)), [row.share for row in self._rows])[0]
+            row = self._rows[number]
+            pools[row.source is not None, row.size].append(
+                Pick(row=number, text=rng.randrange(len(row.texts)))
+            )
         batches: defaultdict[bool, list[MicroBatch]] = defaultdict(list)
         for (edits, _), picks in sorted(pools.items()):
             rng.shuffle(picks)
@@ -79,12 +85,15 @@ class Order:
             batches[edits] += [
                 tuple(filled[i : i + self._micro_batch]) for i in range(0, len(filled), self._micro_batch)
             ]
-        if not batches:  # all shares are below 1, and chance left every row out
-            return self._in_pools(rng)
         return batches
 
-    def _mixed(self, batches: dict[bool, list[MicroBatch]]) -> list[MicroBatch]:
-        """Both tasks in the share asked for, where there are both; the scarcer one is repeated."""
+    def _mixed(self, batches: dict[bool, list[MicroBatch]], rng: random.Random) -> list[MicroBatch]:
+        """Both tasks in the share asked for, where there are both; the scarcer one is repeated.
+
+        Of the other one an epoch leaves some out: by chance, so that another epoch has them.
+        """
+        for one in batches.values():
+            rng.shuffle(one)
         if len(batches) < 2:
             return [batch for one in batches.values() for batch in one]
         total = sum(len(one) for one in batches.values())

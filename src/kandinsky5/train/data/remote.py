@@ -6,7 +6,7 @@ and models.
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,18 @@ def shard_examples(source: SourceSettings, base: Path, share: float) -> Iterator
 
     shards = source.path if "://" in source.path else str(base / source.path)
     try:
-        samples = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
+        samples = webdataset.WebDataset(
+            shards, shardshuffle=False, empty_check=False, nodesplitter=_all_of, workersplitter=_all_of
+        )
         for sample in samples:
             yield _of_sample(sample, share)
     except (OSError, ValueError) as error:
         raise RequestError(f"The shards {source.path} cannot be read: {_one_line(error)}") from error
+
+
+def _all_of(shards: Iterable[Any]) -> Iterable[Any]:
+    """Every process lists every shard; `preparing` says who encodes which of its samples."""
+    return shards
 
 
 def _of_sample(sample: dict[str, Any], share: float) -> Example | Flaw:

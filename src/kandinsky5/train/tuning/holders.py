@@ -5,15 +5,17 @@ for adapters. `ShardedWeights`: they are the network's own parameters, in float3
 FSDP2, which casts them for use; for every weight. Nothing here knows optimisers or losses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from kandinsky5.train.masters import Masters
 from kandinsky5.train.replicas import Replicas
+from kandinsky5.train.tuning.sharding import SHARD
 
 
 class Weights(Protocol):
@@ -21,10 +23,7 @@ class Weights(Protocol):
 
     @property
     def masters(self) -> Mapping[str, nn.Parameter]:
-        """Float32, each with its gradient in `.grad` once `gather` was called."""
-
-    def before_backward(self, last: bool) -> None:
-        """Called before each micro-batch's backward pass; `last` for the step's last."""
+        """Float32, this process's pieces, each with its gradient in `.grad` once `gather` was called."""
 
     def take_gradients(self) -> None:
         """Called after each micro-batch's backward pass."""
@@ -32,11 +31,17 @@ class Weights(Protocol):
     def gather(self) -> None:
         """Gradients become those of all processes' micro-batches together."""
 
+    def norm(self, pieces: Sequence[Tensor]) -> Tensor:
+        """L2 norm over all of all processes' pieces, a float32 scalar."""
+
     def forget_gradients(self) -> None:
         """A new sum begins."""
 
     def give_back(self, values: Mapping[str, Tensor]) -> None:
         """The network computes with these values of the masters from now on."""
+
+    def whole(self, name: str, piece: Tensor) -> Tensor:
+        """The tensor over all processes that a tensor of a master's shape is this process's piece of."""
 
 
 class ReplicatedWeights:
@@ -51,9 +56,6 @@ class ReplicatedWeights:
         """Two flat tensors, those that are not empty."""
         return {name: flat for name, flat in self._masters.flat.items() if flat.numel()}
 
-    def before_backward(self, last: bool) -> None:
-        """Nothing: gradients are summed once, in `gather`."""
-
     def take_gradients(self) -> None:
         """Add up in float32."""
         self._masters.take_gradients()
@@ -63,6 +65,10 @@ class ReplicatedWeights:
         self._replicas.add_up(self._masters.gradients.values())
         for gradient in self._masters.gradients.values():
             gradient /= self._replicas.count
+
+    def norm(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Every process has all."""
+        return total_norm(pieces)
 
     def forget_gradients(self) -> None:
         """Set the sums to zero."""
@@ -80,40 +86,60 @@ class ReplicatedWeights:
         for name, value in kept.items():
             flat[name].copy_(value)
 
+    def whole(self, name: str, piece: Tensor) -> Tensor:
+        """It is whole."""
+        return piece
+
 
 class ShardedWeights:
-    """A network that `tuning.sharding` has cut up."""
+    """A network that `tuning.sharding` has cut up. Its masters share their memory with the network's pieces."""
 
     def __init__(self, network: Any, parameters: Mapping[str, nn.Parameter]):
         self._network = network
-        self._parameters = dict(parameters)
+        self._parameters: dict[str, Any] = dict(parameters)
+        self._masters = {name: nn.Parameter(local(p.detach())) for name, p in parameters.items()}
 
     @property
     def masters(self) -> dict[str, nn.Parameter]:
-        """The network's parameters, this process's pieces of them."""
-        return self._parameters
-
-    def before_backward(self, last: bool) -> None:
-        """Gradients travel once a step."""
-        self._network.set_requires_gradient_sync(last)
+        """This process's pieces of the network's parameters, as plain tensors."""
+        return self._masters
 
     def take_gradients(self) -> None:
-        """Nothing: torch adds up."""
+        """Nothing: FSDP2 averages each micro-batch over the processes, and torch adds up the pieces."""
 
     def gather(self) -> None:
-        """Nothing: FSDP2 averages in the last backward pass."""
+        """Hand the pieces of the gradients to the masters."""
+        for name, parameter in self._parameters.items():
+            self._masters[name].grad = None if parameter.grad is None else local(parameter.grad)
+
+    def norm(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The processes of a group add up their squares; every group has all."""
+        square = total_norm(pieces).square()
+        mesh = next(iter(self._parameters.values())).device_mesh
+        distributed.all_reduce(square, group=mesh.get_group(SHARD))
+        return square.sqrt()
 
     def forget_gradients(self) -> None:
         """Drop the sums."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
+        for name, parameter in self._parameters.items():
+            parameter.grad = self._masters[name].grad = None
 
     @torch.no_grad()
     def give_back(self, values: Mapping[str, Tensor]) -> None:
-        """Put the values into the network, where they are not already."""
+        """Put the values into the network, where they are not already, and drop what was gathered of older ones.
+
+        FSDP2 leaves the outermost layers gathered after a forward pass that has no backward pass.
+        """
         for name, value in values.items():
-            if value is not self._parameters[name]:
-                self._parameters[name].copy_(value)
+            if value is not self._masters[name]:
+                self._masters[name].copy_(value)
+        for module in self._network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def whole(self, name: str, piece: Tensor) -> Tensor:
+        """Cut as the parameter of this name is."""
+        return as_piece_of(piece, self._parameters[name])
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -121,9 +147,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_norm(tensors: list[Tensor]) -> Tensor:
-    """L2 norm over all of all processes' pieces, a float32 scalar."""
-    norms = [torch.linalg.vector_norm(tensor) for tensor in tensors]
-    return torch.linalg.vector_norm(
-        torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
+def as_piece_of(piece: Tensor, like: DTensor) -> DTensor:
+    """The tensor that is cut as `like` is and of which `piece` is here."""
+    return DTensor.from_local(
+        piece, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
     )
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm over all of these, a float32 scalar on their device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))

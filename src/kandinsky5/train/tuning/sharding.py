@@ -13,28 +13,24 @@ from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from kandinsky5.errors import RequestError
-
 PRECISE = ("time_embeddings", "visual_modulation", "text_modulation", "modulation")
 """Modules that compute in float32 (`Kandinsky5Transformer3DModel._keep_in_fp32_modules`)."""
 
 
-def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
-    """The processes as a line, or as `replicas` lines. One process alone is a line of one.
+SHARD = "shard"
+"""The axis of the mesh along which weights are cut up."""
 
-    Raises:
-        RequestError: processes that do not divide into so many groups.
-    """
+
+def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    """The processes as a line, or as `replicas` lines, which must divide them. One process alone is a line of one."""
     if not distributed.is_initialized():
         store = distributed.HashStore()
         kind = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(kind, store=store, rank=0, world_size=1)
     count = distributed.get_world_size()
-    if count % replicas:
-        raise RequestError(f"{count} processes do not divide into run.replicas = {replicas} groups.")
     if replicas == 1:
-        return init_device_mesh(device.type, (count,), mesh_dim_names=("shard",))
-    names = ("replicate", "shard")
+        return init_device_mesh(device.type, (count,), mesh_dim_names=(SHARD,))
+    names = ("replicate", SHARD)
     return init_device_mesh(device.type, (replicas, count // replicas), mesh_dim_names=names)
 
 

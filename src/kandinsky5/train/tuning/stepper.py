@@ -17,7 +17,7 @@ from kandinsky5.train.ema import Ema
 from kandinsky5.train.optimisers import make_optimiser, moves_to_result, switch_to_result
 from kandinsky5.train.schedule import learning_rate
 from kandinsky5.train.settings import OptimiserSettings
-from kandinsky5.train.tuning.holders import Weights, whole_norm
+from kandinsky5.train.tuning.holders import Weights, local
 
 
 class Stepper:
@@ -61,10 +61,8 @@ class Stepper:
                 group["lr"] = self.rate
         self.weights.gather()
         gradients = [p.grad for p in self.weights.masters.values() if p.grad is not None]
-        norm = whole_norm(gradients)
-        factor = (self._settings.clip / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient *= factor
+        norm = self.weights.norm(gradients)
+        torch._foreach_mul_(gradients, (self._settings.clip / (norm + 1e-6)).clamp(max=1.0))
         self._optimiser.step()
         self.weights.forget_gradients()
         self.weights.give_back(self.weights.masters)
@@ -92,24 +90,36 @@ class Stepper:
                     masters[name].copy_(value)
             self.weights.give_back(masters)
 
+    def sound(self) -> bool:
+        """Whether every master of this process is a number."""
+        return bool(self.weights.norm([p.detach() for p in self.weights.masters.values()]).isfinite())
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything a resumed run needs: tensors by name, and JSON-able values."""
-        tensors = {f"master.{name}": p.detach() for name, p in self.weights.masters.items()}
+        """Everything a resumed run needs: tensors by name, cut as the weights are, and JSON-able values."""
+        whole = self.weights.whole
+        tensors = {f"master.{name}": whole(name, p.detach()) for name, p in self.weights.masters.items()}
         if self._ema is not None:
-            tensors |= {f"average.{name}": value for name, value in self._ema.average.items()}
+            tensors |= {f"average.{name}": whole(name, value) for name, value in self._ema.average.items()}
         numbers: dict[str, Any] = {}
+        flat: list[str] = []
         for parameter, state in self._optimiser.state.items():
+            master = self._names[id(parameter)]
             for key, value in state.items():
-                name = f"optimiser.{self._names[id(parameter)]}.{key}"
-                if isinstance(value, Tensor):
-                    tensors[name] = value
-                else:
+                name = f"optimiser.{master}.{key}"
+                if not isinstance(value, Tensor):
                     numbers[name] = value
+                elif not value.ndim or value.numel() != parameter.numel():
+                    tensors[name] = value
+                elif value.shape == parameter.shape:
+                    tensors[name] = whole(master, value)
+                else:  # of prodigy, as a row
+                    tensors[name] = whole(master, value.view(parameter.shape))
+                    flat.append(name)
         groups = [
             {key: value for key, value in group.items() if key != "params" and _is_plain(value)}
             for group in self._optimiser.param_groups
         ]
-        return tensors, {"step": self.step, "numbers": numbers, "groups": groups}
+        return tensors, {"step": self.step, "numbers": numbers, "flat": flat, "groups": groups}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -122,12 +132,7 @@ class Stepper:
             parameter.copy_(_of(tensors, f"master.{name}"))
             if self._ema is not None:
                 self._ema.average[name].copy_(_of(tensors, f"average.{name}"))
-            prefix = f"optimiser.{name}."
-            state = {
-                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-            }
-            numbers = values["numbers"]
-            state |= {key.removeprefix(prefix): v for key, v in numbers.items() if key.startswith(prefix)}
+            state = self._state_of(f"optimiser.{name}.", tensors, values)
             if state:
                 self._optimiser.state[parameter] = state
         for group, kept in zip(self._optimiser.param_groups, values["groups"], strict=True):
@@ -137,11 +142,30 @@ class Stepper:
             self._ema.updates = self.step
         self.weights.give_back(self.weights.masters)
 
+    def _state_of(
+        self, prefix: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """An optimiser's state of one master, whose names begin so."""
+        device = next(iter(self.weights.masters.values())).device
+        state: dict[str, Any] = {}
+        for name, value in tensors.items():
+            if name.startswith(prefix):
+                piece = local(value)
+                piece = piece.reshape(-1) if name in values["flat"] else piece
+                fused = bool(self._optimiser.defaults.get("fused"))  # it counts its steps on the device
+                state[name.removeprefix(prefix)] = piece.to(device) if fused else piece
+        return state | {
+            name.removeprefix(prefix): value
+            for name, value in values["numbers"].items()
+            if name.startswith(prefix)
+        }
+
 
 def _of(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """This process's piece. Raises CheckpointError where there is none."""
     if name not in tensors:
         raise CheckpointError(f"The checkpoint has no {name}: it belongs to other parameters.")
-    return tensors[name]
+    return local(tensors[name])
 
 
 def _is_plain(value: Any) -> bool:
