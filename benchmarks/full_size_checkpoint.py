@@ -48,16 +48,14 @@ SHRINK = {
 def write_checkpoint(
     folder: Path, *, tiny: bool = False, editing: bool = False, shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Write the whole folder, of a network that edits if `editing`; one that exists is replaced."""
+    """Write the whole folder, of a network that edits if `editing`; one that exists is replaced.
+
+    `model_index.json` comes last: a folder that has it is complete.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("tokenizer", "tokenizer_2", "scheduler"):
         shutil.copytree(EMBEDDED / name, folder / name)
-    index = json.loads((EMBEDDED / "model_index.json").read_text())
-    # diffusers builds the whole processor, which needs torchvision; loading is measured without it on both sides.
-    (folder / "model_index.json").write_text(
-        json.dumps({**index, "tokenizer": ["transformers", "Qwen2Tokenizer"]})
-    )
     work = []
     for component, model in models(tiny, editing=editing).items():
         target = folder / component
@@ -73,6 +71,11 @@ def write_checkpoint(
     raw = memoryview(values.view(torch.uint8).numpy())
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(lambda shard: write_shard(*shard, raw), work))
+    index = json.loads((EMBEDDED / "model_index.json").read_text())
+    # diffusers builds the whole processor, which needs torchvision; loading is measured without it on both sides.
+    (folder / "model_index.json").write_text(
+        json.dumps({**index, "tokenizer": ["transformers", "Qwen2Tokenizer"]})
+    )
 
 
 def models(tiny: bool, *, editing: bool = False) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Writes a random checkpoint of the published size (`full_size_checkpoint`), reads
 cache, and loads it in a new process for each way below, ours and diffusers'. Counted: the load and the move, with the
 device synchronised. Not counted: imports, and the device's own start. Anonymous host memory is looked at every 5 ms;
 mapped files are page cache and not counted. A way is skipped, and listed, when the time left does not allow it. The
-last line is JSON.
+target is judged on the way that loads all of the checkpoint; the others are beside it. The last line is JSON.
 """
 
 import argparse
@@ -25,13 +25,19 @@ from typing import Any
 
 MODELS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 TARGET_SECONDS = 15
+TARGET_WAY = "ours, all parts"
+"""The only one of ours that brings all 29 GB to the device; the others leave 2.4 GB on disk."""
+
+BUDGET_SECONDS = 540
+"""So that writing, reading and all ways fit one command of ten minutes."""
+
 WAYS = {
+    TARGET_WAY: "from_pretrained(dtype=bfloat16, text_encoder_parts=[vision, head]).to(device)",
     "ours": "as documented: from_pretrained(dtype=bfloat16).to(device)",
     "diffusers": "its class, the same call",
     "ours, stored dtypes": "from_pretrained().to(device)",
     "ours, device_map": "from_pretrained(device_map=device)",
     "diffusers, device_map": "its class, with dtype=bfloat16",
-    "ours, all parts": "from_pretrained(dtype=bfloat16, text_encoder_parts=[vision, head]).to(device)",
 }
 """In order of importance, for a run that is short of time."""
 
@@ -47,7 +53,7 @@ def load(way: str, folder: str, device: str) -> Any:
         from kandinsky5 import Kandinsky5T2IPipeline as Pipeline
     if way == "ours, stored dtypes" or way == "ours, device_map":
         arguments = {}
-    if way == "ours, all parts":
+    if way == TARGET_WAY:
         arguments["text_encoder_parts"] = ["vision", "head"]
     if way.endswith("device_map"):
         return Pipeline.from_pretrained(folder, device_map=device, **arguments)
@@ -70,6 +76,7 @@ def measure(way: str, folder: str, device: str) -> dict[str, Any]:
         (kandinsky5.pipelines.base, "check_folder"),
         (kandinsky5.pipelines.base, "check_finite"),
         (kandinsky5.model.loading, "check_finite"),
+        (kandinsky5.model.loading, "check_arrived"),
         (kandinsky5.pipelines.base, "check_arrived"),
     ):
         setattr(module, name, timed(getattr(module, name), checks))
@@ -141,9 +148,13 @@ def in_new_process(way: str, folder: Path, device: str, seconds: float) -> dict[
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {seconds:.0f} s"}
+    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:400]
     if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1][:400]}
-    return json.loads(done.stdout.splitlines()[-1])
+        return {"error": f"ended with {done.returncode}: {said}"}
+    try:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError, TypeError):
+        return {"error": f"no result: {said}"}
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -166,6 +177,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     try:
         if not (folder / "model_index.json").exists():
             write_checkpoint(folder, tiny=given.tiny)
+            os.sync()  # or the disk is still written to while loads are measured
         files = list(folder.rglob("*.safetensors"))
         result |= {
             "written_seconds": round(time.perf_counter() - start, 1),
@@ -189,9 +201,18 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     seconds = {way: found["seconds"] for way, found in result["ways"].items() if "seconds" in found}
     if {"ours", "diffusers"} <= seconds.keys():
         result["times_faster_than_diffusers"] = round(seconds["diffusers"] / seconds["ours"], 2)
-    best = min((value for way, value in seconds.items() if way.startswith("ours")), default=None)
-    result |= {"target_seconds": TARGET_SECONDS, "ours_within_target": best and best <= TARGET_SECONDS}
+    result |= judged(seconds)
     return result | {"wall_seconds": round(time.perf_counter() - start, 1)}
+
+
+def judged(seconds: dict[str, float]) -> dict[str, Any]:
+    """What the seconds of each way say of the target; None where the way that counts was not measured."""
+    whole = seconds.get(TARGET_WAY)
+    return {
+        "target_seconds": TARGET_SECONDS,
+        "target_way": TARGET_WAY,
+        "ours_within_target": None if whole is None else whole <= TARGET_SECONDS,
+    }
 
 
 def main() -> None:
@@ -203,7 +224,7 @@ def main() -> None:
     arguments.add_argument(
         "--only", nargs="+", choices=WAYS, help="\n".join(f"{w}: {t}" for w, t in WAYS.items())
     )
-    arguments.add_argument("--budget", type=float, default=190, help="seconds for everything")
+    arguments.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds for everything")
     arguments.add_argument("--measure", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.measure:

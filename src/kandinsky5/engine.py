@@ -21,10 +21,10 @@ from PIL import Image
 from kandinsky5.adapters import NamedAdapters
 from kandinsky5.denoise import Run
 from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.pictures import Fit, content_hash, fit_picture
-from kandinsky5.pipelines.drawing import Call
+from kandinsky5.pipelines.call import Call
 from kandinsky5.pipelines.prompt_input import Prompts
-from kandinsky5.placement import is_out_of_memory
 from kandinsky5.records import GeneratedImage
 from kandinsky5.request import EditRequest, ImageRequest, choose_seed
 from kandinsky5.version import __version__
@@ -97,8 +97,9 @@ class Engine:
         `picture` is the source of an edit, RGB as `kandinsky5.pictures` gives it; its hash is in the request, and part
         of what the generators start from.
 
-        Raises RequestError for what the pipeline cannot run and CapacityError when the device runs out of memory.
-        `seconds` of every picture is the wall time of the whole call.
+        Raises RequestError for what the pipeline cannot run, CapacityError when the device runs out of memory, and
+        FloatingPointError where the network or the autoencoder gives no numbers. `seconds` of every picture is the wall
+        time of the whole call.
         """
         resolved = self.resolve(request, picture)
         if isinstance(resolved, EditRequest) and picture is not None:
@@ -106,11 +107,12 @@ class Engine:
         self.adapters.wear(resolved.lora)
         started = time.perf_counter()
         output = self._draw(resolved, picture, on_step)
+        images = self._pictures(output.image)
         seconds = time.perf_counter() - started
         fit = output.fits[0] if output.fits else None
         return [
             self.told(image, resolved, seed=seed, seconds=seconds, fit=fit)
-            for image, seed in zip(output.images, resolved.seeds, strict=True)
+            for image, seed in zip(images, resolved.seeds, strict=True)
         ]
 
     def expanded(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
@@ -172,16 +174,23 @@ class Engine:
 
     def develop(self, latents: torch.Tensor) -> Image.Image:
         """The picture of the finished latents (1, 1, h, w, C). Raises FloatingPointError where they hold no numbers."""
+        self._check_latents(latents)
+        return self._pictures(self.pipeline.finish(latents, "pt"))[0]
+
+    def _check_latents(self, latents: torch.Tensor) -> None:
+        """Raise FloatingPointError for latents, of any shape, that the network has filled with no numbers."""
         if not bool(torch.isfinite(latents).all()):
             raise FloatingPointError(
                 f"The network gave values that are no numbers, in {self._software()['dtype']}; another seed or prompt "
                 "may work, and --precision fp32 has more room."
             )
-        values = self.pipeline.finish(latents, "pt")
+
+    def _pictures(self, values: torch.Tensor) -> list[Image.Image]:
+        """Decoded values (B, 3, H, W) in [0, 1] as pictures. Raises FloatingPointError where they are no numbers."""
         if not bool(torch.isfinite(values).all()):
             raise FloatingPointError("The autoencoder gave values that are no numbers for this picture.")
-        shown = self.pipeline.image_processor.postprocess(values, output_type="pil", do_denormalize=[False])
-        return shown[0]
+        plain = [False] * len(values)
+        return self.pipeline.image_processor.postprocess(values, output_type="pil", do_denormalize=plain)
 
     def told(
         self,
@@ -224,9 +233,13 @@ class Engine:
         )
 
     def _draw(self, request: ImageRequest, picture: Image.Image | None, on_step: OnStep | None) -> Any:
+        """The pipeline's output, its pictures as a tensor."""
+
         def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
                 on_step(index + 1, pipe.num_timesteps)
+            if index + 1 == pipe.num_timesteps:
+                self._check_latents(tensors["latents"])
             return tensors
 
         pipeline: Any = self.pipeline
@@ -244,7 +257,7 @@ class Engine:
                 max_sequence_length=request.max_sequence_length,
                 generator=self._generators(request),
                 callback_on_step_end=after_step,
-                output_type="pil",
+                output_type="pt",
             )
 
     @staticmethod

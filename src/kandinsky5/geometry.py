@@ -87,12 +87,30 @@ def same_shape(
 def side_for(other: int, source: tuple[int, int], axis: Literal["width", "height"]) -> int:
     """The side on `axis` that keeps the proportions of a source (width, height) when the other side is `other`.
 
-    Raises RequestError for an `other` that cannot be run.
+    Raises RequestError for an `other` that cannot be run, or whose other side, rounded, cannot.
     """
-    _check_side("Height" if axis == "width" else "Width", other, SIZE_MULTIPLE, LARGEST_SIDE)
+    given = "height" if axis == "width" else "width"
+    _check_side(given.capitalize(), other, SIZE_MULTIPLE, LARGEST_SIDE)
     width, height = source
-    exact = other * width / height if axis == "width" else other * height / width
-    return _nearest_side(round(exact), SIZE_MULTIPLE, LARGEST_SIDE)
+    ratio = width / height if axis == "width" else height / width
+    side = _rounded(round(other * ratio), SIZE_MULTIPLE)
+    if not SIZE_MULTIPLE <= side <= LARGEST_SIDE:
+        raise RequestError(
+            f"{given.capitalize()} {other} gives a source of {width}x{height} the {axis} {round(other * ratio)}, which "
+            f"is outside {SIZE_MULTIPLE} to {LARGEST_SIDE}; {_that_keeps(given, ratio)}, or give both sides."
+        )
+    return side
+
+
+def _that_keeps(given: str, ratio: float) -> str:
+    """Which side would do, in words, when the other one is `ratio` times as long."""
+    if ratio > 1:
+        extreme, side = "largest", int(LARGEST_SIDE / ratio) // SIZE_MULTIPLE * SIZE_MULTIPLE
+    else:
+        extreme, side = "smallest", math.ceil(1 / ratio) * SIZE_MULTIPLE
+    if not SIZE_MULTIPLE <= side <= LARGEST_SIDE:
+        return f"no {given} keeps its shape"
+    return f"the {extreme} {given} that keeps its shape is {side}"
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -121,4 +139,8 @@ def _check_side(name: str, side: int, multiple: int, largest: int) -> None:
 
 def _nearest_side(side: int, multiple: int, largest: int) -> int:
     highest = largest - largest % multiple
-    return min(max((side + multiple // 2) // multiple * multiple, multiple), highest)
+    return min(max(_rounded(side, multiple), multiple), highest)
+
+
+def _rounded(side: int, multiple: int) -> int:
+    return (side + multiple // 2) // multiple * multiple

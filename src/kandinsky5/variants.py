@@ -7,6 +7,7 @@ know: how weights are read, what else a folder holds, the network.
 
 import difflib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from kandinsky5.prompts import Task
 
 EMBEDDED: Final = "embedded"
 """Name of the small model shipped inside the package, the command line's default."""
+
+LONGEST_SHOWN: Final = 200
+"""Characters of a wrong name that a message repeats."""
 
 _PUBLISHED_BYTES: Final = 29_000_000_000
 # In bfloat16: network 6.02 B, Qwen2.5-VL-7B 8.29 B, CLIP text 0.12 B and VAE 0.08 B parameters, two bytes each.
@@ -145,17 +149,17 @@ def resolve_model(text: str) -> ModelSource:
             if variant.hub_id is None:
                 return ModelSource(folder=embedded_folder(), variant=variant)
             return ModelSource(hub_id=variant.hub_id, variant=variant)
-    folder = Path(text)
-    if text and folder.is_dir():
-        return ModelSource(folder=folder)
+    if text and os.path.isdir(text):  # noqa: PTH112 - Path.is_dir fails with a text too long for a name
+        return ModelSource(folder=Path(text))
     if _HUB_ID.fullmatch(text):
         return ModelSource(hub_id=text, variant=next((v for v in VARIANTS if v.hub_id == text), None))
+    shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
     names = [name for variant in VARIANTS for name in (variant.name, *variant.aliases)]
-    close = difflib.get_close_matches(wanted, names, n=2)
+    close = difflib.get_close_matches(wanted[:LONGEST_SHOWN], names, n=2)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise RequestError(
-        f"Model {text!r} is not one of {', '.join(variant.name for variant in VARIANTS)}, an existing folder, or a hub "
-        f"id such as org/name.{hint}"
+        f"Model {shown!r} is not one of {', '.join(variant.name for variant in VARIANTS)}, an existing folder, or a "
+        f"hub id such as org/name.{hint}"
     )
 
 

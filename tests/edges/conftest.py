@@ -38,12 +38,23 @@ __all__ = [
 
 
 @dataclass
+class PlainAdapters:
+    """Takes note of adapters; a plain square wears none."""
+
+    added: list[tuple[str, object]] = field(default_factory=list)
+
+    def add(self, name: str, source: object) -> None:
+        self.added.append((name, source))
+
+
+@dataclass
 class PlainEngine:
     """Paints each picture in one colour taken from its seed. `before` is called at the start of each run."""
 
     before: Callable[[ImageRequest], None] = lambda request: None
     drawn: list[ImageRequest] = field(default_factory=list)
     sources: list[Image.Image | None] = field(default_factory=list)
+    adapters: PlainAdapters = field(default_factory=PlainAdapters)
 
     def expanded(self, request: ImageRequest, picture: Image.Image | None = None) -> ImageRequest:
         return replace(request, prompt=f"{request.prompt}, in every detail")

@@ -118,6 +118,36 @@ def test_no_memory_is_said_with_what_would_help(engine: Engine, full: OnStep) ->
         engine.generate(ImageRequest(prompt="a", count=2), on_step=full)
 
 
+@pytest.mark.parametrize(
+    ("broken", "words"), [("transformer", "in float32; another seed"), ("vae", "The autoencoder gave values")]
+)
+def test_values_that_are_no_numbers_are_no_picture(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, broken: str, words: str
+) -> None:
+    """From either model, in either way of drawing; black is what a picture of them would be."""
+    component = getattr(engine.pipeline, broken)
+    name = "forward" if broken == "transformer" else "decode"
+    real = getattr(component, name)
+    monkeypatch.setattr(component, name, lambda *a, **k: tuple(x * float("nan") for x in real(*a, **k)))
+    request = ImageRequest(prompt="a", seed=1, steps=2)
+    seen: list[int] = []
+    with pytest.raises(FloatingPointError, match=words):
+        engine.generate(request, on_step=lambda done, total: seen.append(done))
+    assert seen == [1, 2]
+    latents = torch.full((1, 1, 8, 8, 16), float("nan") if broken == "transformer" else 0.0)
+    with pytest.raises(FloatingPointError, match=words):
+        engine.develop(latents)
+
+
+def test_latents_that_overflowed_are_no_picture(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Infinity is clamped to white on the way to a picture."""
+    network = engine.pipeline.transformer
+    real = network.forward
+    monkeypatch.setattr(network, "forward", lambda *a, **k: tuple(x + float("inf") for x in real(*a, **k)))
+    with pytest.raises(FloatingPointError, match="no numbers"):
+        engine.generate(ImageRequest(prompt="a", seed=1, steps=1, guidance=1))
+
+
 def test_other_errors_pass_through(engine: Engine) -> None:
     def broken(done: int, total: int) -> None:
         raise RuntimeError("a bug")

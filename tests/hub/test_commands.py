@@ -2,14 +2,17 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled
 
 from kandinsky5.cli.app import run
 from kandinsky5.errors import CapacityError
+from kandinsky5.hub import HubAccess, fetch, need
 from kandinsky5.variants import VARIANTS, embedded_folder
 
 from .conftest import REPO, pipeline_files
@@ -138,3 +141,74 @@ def test_quiet_drawing_fetches_without_bars(tmp_path: Path) -> None:
     for quiet in ([], ["-q"]):
         run(["generate", "a", "--model", REPO, "-o", str(tmp_path / "a.png"), *quiet], opener)
     assert seen == [(REPO, False), (REPO, True)]
+
+
+def test_pull_without_a_network_tells_what_is_here(
+    hub: Hub, at: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["pull", REPO, "--cache-dir", at, "--json"]) == 0
+    fetched = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    assert run(["pull", REPO, "--cache-dir", at, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**fetched, "fetched_bytes": 0}
+    assert run(["pull", REPO, "--cache-dir", at]) == 0
+    assert capsys.readouterr().out.strip() == fetched["folder"]
+    next(Path(at).rglob("snapshots/*/vae/config.json")).unlink()
+    assert run(["pull", REPO, "--cache-dir", at]) == 3
+    line = capsys.readouterr().err
+    assert "lacks vae/config.json, and the hub must not be asked" in line
+    assert run(["pull", "someone/else", "--cache-dir", at]) == 3
+    assert "someone/else is not in the cache" in capsys.readouterr().err and hub.requests == []
+
+
+def test_a_snapshot_of_one_variant_is_here(
+    hub: Hub, at: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = pipeline_files()
+    for folder, stem in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        files[f"{folder}/{stem}.fp16.safetensors"] = files.pop(f"{folder}/{stem}.safetensors")
+    hub.add("someone/half", files)
+    fetch("someone/half", need.pipeline(variant="fp16"), access=HubAccess(cache_dir=Path(at)))
+    assert run(["models", "--cache-dir", at, "--json"]) == 0
+    (row,) = (r for r in json.loads(capsys.readouterr().out) if r["hub_id"] == "someone/half")
+    assert (row["state"], row["missing"]) == ("here", [])
+    next(Path(at).rglob("vae/*.fp16.safetensors")).unlink()
+    assert run(["models", "--cache-dir", at, "--json"]) == 0
+    (row,) = (r for r in json.loads(capsys.readouterr().out) if r["hub_id"] == "someone/half")
+    assert row["state"] == "incomplete"
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("command", ["models", "info"])
+@pytest.mark.parametrize(
+    "damage", ["deep index", "deep weights", "a file", "under a file", "a folder is a file"]
+)
+def test_a_bad_cache_is_no_crash(
+    hub: Hub,
+    at: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    damage: str,
+) -> None:
+    cache = Path(at)
+    if damage == "a file":
+        cache.write_text("")
+    elif damage == "under a file":
+        cache.write_text("")
+        cache = cache / "cache"
+    else:
+        folder = fetch(REPO, access=HubAccess(cache_dir=cache))
+        index = {"deep index": "model_index.json", "deep weights": "transformer/*.index.json"}.get(damage)
+        for file in folder.glob(index) if index else ():
+            file.unlink()
+            file.write_text(DEEP)
+        if index is None:
+            shutil.rmtree(folder / "vae")
+            (folder / "vae").write_text("")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    assert run([command, "--json"]) == 0
+    assert "embedded" in capsys.readouterr().out

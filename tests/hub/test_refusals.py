@@ -228,10 +228,10 @@ def test_a_small_disk_is_seen_before_and_survived_within(
 
 
 def test_a_disk_that_fills_up(hub: Hub, access: HubAccess, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: Path, destination: Path) -> None:
+    def full(*given: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("huggingface_hub.file_download._chmod_and_move", full)
+    monkeypatch.setattr("kandinsky5.hub.blob._receive", full)
     with pytest.raises(CapacityError, match=r"The disk of .*cache is full; .*what came is kept"):
         fetch(REPO, access=access)
     assert leftovers(access) == []

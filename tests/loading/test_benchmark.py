@@ -1,9 +1,11 @@
 """The benchmark of loading, at its small size: it runs, its last line is JSON, and what it loads is whole."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -40,6 +42,50 @@ def test_the_checkpoint_it_writes_is_one(written):
         written / "text_encoder", output_loading_info=True
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("loading")
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("kill -9 $$", "ended with -9: it said nothing"),
+        ("echo why >&2; exit 3", "ended with 3: why"),
+        ("exit 0", "no result: it said nothing"),
+        ("echo '['", "no result"),
+    ],
+)
+def test_a_process_that_dies_costs_no_other_result(loading, tmp_path, monkeypatch, program, words):
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{program}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(loading.sys, "executable", str(tmp_path / "python"))
+    assert words in loading.in_new_process("ours", tmp_path, "cpu", 10)["error"]
+
+
+def test_the_target_is_that_of_all_bytes(loading):
+    """A way that leaves parts on disk is not the one that counts, however fast."""
+    assert next(iter(loading.WAYS)) == loading.TARGET_WAY == "ours, all parts"
+    assert loading.judged({"ours": 9.0, "ours, all parts": 16.0})["ours_within_target"] is False
+    assert loading.judged({"ours": 19.0, "ours, all parts": 14.0})["ours_within_target"] is True
+    assert loading.judged({"ours": 9.0})["ours_within_target"] is None
+    assert loading.BUDGET_SECONDS < 600
+
+
+def test_a_write_that_was_interrupted_is_not_taken_as_complete(loading, tmp_path, monkeypatch):
+    checkpoint = importlib.import_module("full_size_checkpoint")
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_shard", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write_checkpoint(tmp_path / "half", tiny=True)
+    assert (tmp_path / "half" / "vae" / "config.json").exists()
+    assert not (tmp_path / "half" / "model_index.json").exists()
 
 
 @pytest.mark.slow

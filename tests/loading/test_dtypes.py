@@ -91,6 +91,15 @@ def test_a_dtype_for_each_component(mixed):
     assert (dtypes(pipe.vae), dtypes(pipe.text_encoder)) == ({torch.bfloat16}, {torch.float32})
 
 
+def test_a_dtype_for_one_component_leaves_the_others_as_stored(mixed):
+    pipe = Kandinsky5T2IPipeline.from_pretrained(mixed, dtype={"transformer": torch.float16})
+    assert torch.float16 in dtypes(pipe.transformer) and torch.bfloat16 not in dtypes(pipe.transformer)
+    others = [name for name in STORED if name != "transformer"]
+    assert {name: dtypes(getattr(pipe, name)) for name in others} == {name: {STORED[name]} for name in others}
+    pipe = Kandinsky5T2IPipeline.from_pretrained(mixed, dtype={"vae": torch.bfloat16, "transformer": None})
+    assert dtypes(pipe.vae) == dtypes(pipe.transformer) == {torch.bfloat16}
+
+
 def test_to_device_and_dtype_as_documented(mixed):
     pipe = Kandinsky5T2IPipeline.from_pretrained(mixed)
     pipe.set_progress_bar_config(disable=True)

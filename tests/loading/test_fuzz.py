@@ -23,6 +23,32 @@ VALUES = (
     *("", "x", "../../x", "\0", [], [1], [10**9] * 3, {}, {"a": 1}),
 )
 
+INSERTED = (
+    *(
+        ("quantization_config", value)
+        for value in ({}, [1], "x", {"quant_method": "foo"}, {"quant_method": "gptq"})
+    ),
+    ("quantization_config", {"quant_method": "torchao", "quant_type": {"default": 5}}),
+    ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    (
+        "quantization_config",
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    ),
+    ("auto_map", {"AutoTokenizer": ["evil.Evil", None], "AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}),
+    *(
+        ("_attn_implementation", "evil/kernel"),
+        ("attn_implementation", "evil"),
+        ("torch_dtype", "float8_e4m3fn"),
+    ),
+    *(
+        ("num_train_timesteps", 10**8),
+        ("use_dynamic_shifting", True),
+        ("shift", -1),
+        ("tokenizer_class", "Evil"),
+    ),
+)
+"""Keys that a config need not have, and whose values change how a library loads."""
+
 
 def flip_bits(rng: random.Random, data: bytes, within: int) -> bytes:
     changed = bytearray(data)
@@ -43,10 +69,13 @@ def splice(rng: random.Random, data: bytes, within: int) -> bytes:
 
 
 def edit_object(rng: random.Random, content: object) -> object:
-    """One value somewhere in a JSON value replaced, removed or renamed."""
+    """One value somewhere in a JSON value replaced, removed or renamed, or a key inserted."""
     if isinstance(content, dict) and content:
         key = rng.choice(sorted(content))
-        kind = rng.randrange(4)
+        kind = rng.randrange(5)
+        if kind == 4:
+            inserted, value = rng.choice(INSERTED)
+            return {**content, inserted: value}
         if kind == 0:
             return {k: v for k, v in content.items() if k != key}
         if kind == 1:

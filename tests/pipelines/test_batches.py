@@ -36,7 +36,17 @@ def test_guidance_is_the_same_in_one_forward_and_in_two(pipeline, generator):
     assert (in_one - in_two).abs().max() < 1e-5
 
 
-def test_guidance_falls_back_to_two_forwards_when_memory_ends(pipeline, generator, monkeypatch):
+CPU_IS_FULL = (
+    "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 "
+    "bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+@pytest.mark.parametrize("full", [
+    torch.OutOfMemoryError("out of memory"), RuntimeError(CPU_IS_FULL), MemoryError(),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, other allocations: 1.00 MB)"),
+], ids=["CUDA", "CPU", "Python", "MPS"])  # fmt: skip
+def test_guidance_falls_back_to_two_forwards_when_memory_ends(pipeline, generator, monkeypatch, full):
     """The first forward of two rows runs out of memory, as a full device would report it."""
     expected = pipeline(SHORT, generator=generator(0), output_type="pt").image
     real, rows = pipeline.transformer.forward, []
@@ -44,13 +54,22 @@ def test_guidance_falls_back_to_two_forwards_when_memory_ends(pipeline, generato
     def forward(*args, **kwargs):
         rows.append(len(kwargs["hidden_states"]))
         if rows[-1] > 1:
-            raise torch.OutOfMemoryError("out of memory")
+            raise full
         return real(*args, **kwargs)
 
     monkeypatch.setattr(pipeline.transformer, "forward", forward)
     image = pipeline(SHORT, generator=generator(0), output_type="pt").image
     assert rows == [2] + [1, 1] * 3
     assert (image - expected).abs().max() < 1e-5
+
+
+def test_guidance_falls_back_for_no_other_error(pipeline, monkeypatch):
+    def forward(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(pipeline.transformer, "forward", forward)
+    with pytest.raises(RuntimeError, match="a bug"):
+        pipeline(SHORT)
 
 
 def test_a_long_prompt_is_cut_without_emptying_its_neighbours(pipeline, caplog):

@@ -9,9 +9,11 @@ import diffusers
 import pytest
 import torch
 
-from kandinsky5.pipelines import Kandinsky5I2IPipeline
+from kandinsky5.errors import RequestError
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 
 from . import editing_peer
+from . import peer as text_peer
 from .conftest import picture
 
 
@@ -71,12 +73,72 @@ def test_a_stretched_source_agrees(editing, editing_components, generator, uploa
 def test_the_call_takes_everything_that_diffusers_takes():
     """Same names in the same order, ours after; of the documented methods too."""
     theirs_class, ours_class = diffusers.Kandinsky5I2IPipeline, Kandinsky5I2IPipeline
-    for method in ("__call__", "encode_prompt", "check_inputs"):
+    for method in ("__call__", "encode_prompt", "check_inputs", "prepare_latents"):
         theirs = list(inspect.signature(getattr(theirs_class, method)).parameters)
         ours = list(inspect.signature(getattr(ours_class, method)).parameters)
         assert ours[: len(theirs)] == theirs, method
     assert ours_class._callback_tensor_inputs == theirs_class._callback_tensor_inputs
     assert ours_class.model_cpu_offload_seq == theirs_class.model_cpu_offload_seq
+
+
+class TestPreparedLatents:
+    """`prepare_latents` with diffusers' leading arguments: noise, the source's latents and ones, on the channels."""
+
+    def test_they_agree(self, editing, editing_components, generator):
+        source, rest = picture(200, 150), (1, 16, 96, 160, torch.float32, "cpu")
+        theirs = editing_peer.build(editing_components, (160, 96)).prepare_latents(
+            source, *rest, generator(4)
+        )
+        ours = editing.prepare_latents(source, *rest, generator(4), fit="stretch")
+        assert ours.shape == theirs.shape == (1, 1, 12, 20, 33)
+        assert (ours - theirs).abs().max() < 1e-4
+
+    def test_they_are_what_the_network_is_given(self, editing, generator):
+        sources = [picture(200, 150), picture(90, 90)]
+        seen = []
+        editing.transformer.register_forward_pre_hook(
+            lambda _m, _a, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
+        )
+        seeds = [generator(seed) for seed in range(4)]
+        editing(
+            sources,
+            ["a", "b"],
+            num_images_per_prompt=2,
+            generator=seeds,
+            num_inference_steps=1,
+            guidance_scale=1,
+        )
+        seeds = [generator(seed) for seed in range(4)]
+        prepared = editing.prepare_latents(sources, 4, height=128, width=128, generator=seeds)
+        assert torch.equal(prepared, seen[0]) and prepared.dtype == torch.float32
+
+    def test_the_callers_latents(self, editing, generator):
+        noise = torch.randn(1, 1, 16, 16, 16, generator=generator(0))
+        prepared = editing.prepare_latents(picture(), 1, height=128, width=128, latents=noise)
+        assert torch.equal(prepared[..., :16], noise) and bool((prepared[..., 32] == 1).all())
+        again = editing.prepare_latents(None, 1, dtype=torch.bfloat16, latents=prepared)
+        assert torch.equal(again, prepared.to(torch.bfloat16)), "all channels come back as they are"
+
+    def test_rows_that_cannot_be_shared_out(self, editing):
+        with pytest.raises(RequestError, match="2 source pictures for 3 rows"):
+            editing.prepare_latents([picture(), picture()], 3, height=128, width=128)
+
+
+def test_the_templates_are_attributes(editing, editing_components, pipeline, components):
+    """Of the words themselves `template=` decides; diffusers' for text to image are "corrected"."""
+    peer = editing_peer.build(editing_components, (128, 128))
+    assert editing.prompt_template == peer.prompt_template
+    assert editing.prompt_template_encode_start_idx == peer.prompt_template_encode_start_idx
+    corrected = Kandinsky5T2IPipeline(**components, template="corrected")
+    assert corrected.prompt_template == text_peer.build(components, (64, 64)).prompt_template
+    assert "promt" in pipeline.prompt_template
+    prefix = pipeline.prompt_template.partition("{}")[0]
+    assert pipeline.prompt_template_encode_start_idx == len(pipeline.tokenizer(prefix)["input_ids"])
+    with pytest.raises(AttributeError):
+        editing.prompt_template = "{}"  # which diffusers follows; here template= of the class says it
+    editing.tokenizer = None
+    with pytest.raises(RequestError, match="without its tokenizer"):
+        _ = editing.prompt_template_encode_start_idx
 
 
 def test_our_folder_is_one_that_diffusers_knows(saved_editing_folder, editing, generator):

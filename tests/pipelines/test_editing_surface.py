@@ -58,6 +58,12 @@ class TestSize:
         assert editing.edit_size([(300, 100)], width=96) == (96, 32)
         assert editing.edit_size([(300, 100)], height=64, width=96) == (96, 64)
 
+    def test_one_side_that_the_other_cannot_follow(self, editing):
+        with pytest.raises(RequestError, match="largest width that keeps its shape is 1152"):
+            editing.edit_size([(1080, 1920)], width=1536)
+        with pytest.raises(RequestError, match="largest height that keeps its shape is 672"):
+            editing(picture(300, 100), SHORT, height=1024)
+
     def test_sources_that_ask_for_several_sizes(self, published):
         assert published.edit_size([(1000, 1000), (1010, 1000)]) == (1024, 1024)
         with pytest.raises(RequestError, match="1024x1024, 1280x768"):

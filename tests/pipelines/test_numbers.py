@@ -11,6 +11,8 @@ from kandinsky5.pipelines import Kandinsky5T2IPipeline
 
 from .conftest import SHORT
 
+UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+
 
 class TestTimes:
     @pytest.mark.parametrize("steps", [1, 3, 50])
@@ -29,6 +31,31 @@ class TestTimes:
 
         scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
         assert len(denoise.set_times(scheduler, 4, "cpu")) == 7
+
+    def test_euler_takes_the_array_as_it_took_the_list(self):
+        for steps in (1, 3, 16, 50):
+            ours, theirs = build_scheduler(), build_scheduler()
+            denoise.set_times(ours, steps, "cpu")
+            theirs.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist())
+            assert torch.equal(ours.sigmas, theirs.sigmas) and torch.equal(ours.timesteps, theirs.timesteps)
+
+    @pytest.mark.parametrize("name", ["UniPCMultistepScheduler", "FlowMatchLCMScheduler"])
+    def test_other_schedulers_that_take_sigmas_get_the_same_times(self, name):
+        import diffusers
+
+        settings = {"UniPCMultistepScheduler": UNIPC, "FlowMatchLCMScheduler": {"shift": 3.0}}[name]
+        scheduler = getattr(diffusers, name)(**settings)
+        timesteps = denoise.set_times(scheduler, 5, "cpu")
+        torch.testing.assert_close(timesteps.float(), 1000 * flow.times(5)[:-1], atol=1, rtol=0)
+
+    def test_unipc_draws_nearly_the_same_picture(self, pipeline, generator):
+        from diffusers import UniPCMultistepScheduler
+
+        euler = pipeline(SHORT, generator=generator(0), num_inference_steps=160, output_type="latent").image
+        pipeline.scheduler = UniPCMultistepScheduler(**UNIPC)
+        other = pipeline(SHORT, generator=generator(0), num_inference_steps=40, output_type="latent").image
+        start = torch.randn(1, 1, 8, 8, 16, generator=generator(0))
+        assert (euler - other).pow(2).mean() < 0.002 * (euler - start).pow(2).mean()
 
     def test_another_solver_draws_nearly_the_same_picture(self, pipeline, components, generator):
         """Heun's method at many steps and Euler's meet: the scheduler is a part that can be exchanged."""

@@ -97,6 +97,41 @@ def test_hooks_are_freed_when_a_run_fails(saved_folder, monkeypatch, error):
     assert freed == [True]
 
 
+class TestWritingOut:
+    """What `expand_prompt` leaves behind under model offload: as a call, nothing."""
+
+    @pytest.fixture
+    def freed(self, saved_folder, monkeypatch, few_tokens):
+        """An offloaded pipeline, and how often its hooks were freed."""
+        pipe = Kandinsky5T2IPipeline.from_pretrained(saved_folder)
+        _offload(pipe, "model", monkeypatch)
+        freed = []
+        real = pipe.maybe_free_model_hooks
+        monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True) or real())
+        return pipe, freed
+
+    def test_hooks_are_freed_afterwards(self, freed):
+        pipe, count = freed
+        text = pipe.expand_prompt(SHORT)
+        assert text and count == [True]
+        assert pipe.expand_prompt(SHORT) == text, "and once more, after the hooks were freed"
+
+    def test_hooks_are_freed_when_the_caller_gives_up(self, freed):
+        pipe, count = freed
+        texts = pipe.expanding(SHORT)
+        next(texts)
+        assert count == []
+        texts.close()
+        assert count == [True]
+
+    def test_hooks_are_freed_when_it_fails(self, freed, monkeypatch):
+        pipe, count = freed
+        monkeypatch.setattr(pipe.text_encoder, "forward", lambda **_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pipe.expand_prompt(SHORT)
+        assert count == [True]
+
+
 class TestLoadPipeline:
     def test_a_folder(self, saved_folder, expected):
         pipe = load_pipeline(saved_folder, device="cpu", dtype="float32")

@@ -1,4 +1,5 @@
 import re
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -104,9 +105,33 @@ def test_a_size_of_the_same_shape_can_be_run_and_is_near(width: int, height: int
 @given(st.sampled_from(range(16, 2049, 16)), st.integers(16, 5000), st.integers(16, 5000))
 def test_a_side_follows_the_other(side: int, width: int, height: int) -> None:
     for axis, exact in (("width", side * width / height), ("height", side * height / width)):
+        if not 8 <= round(exact) < 2056:
+            with pytest.raises(RequestError, match="keeps its shape"):
+                side_for(side, (width, height), axis)  # type: ignore[arg-type]
+            continue
         found = side_for(side, (width, height), axis)  # type: ignore[arg-type]
         check_size(found, side)
-        assert abs(found - exact) <= 8.5 or found in (16, 2048)
+        assert abs(found - exact) <= 8.5
+
+
+@pytest.mark.parametrize(
+    ("side", "source", "axis", "words", "works"),
+    [
+        (1536, (1080, 1920), "height", "height 2731, .* largest width that keeps its shape is 1152", 1152),
+        (1536, (1920, 1080), "width", "width 2731, .* largest height that keeps its shape is 1152", 1152),
+        (2048, (64, 1024), "height", "height 32768, .* is 128", 128),
+        (16, (300, 100), "height", "height 5, .* smallest width that keeps its shape is 48", 48),
+        (2048, (9, 9000), "height", "no width keeps its shape, or give both sides", None),
+    ],
+)
+def test_a_side_that_the_other_cannot_follow_names_one_that_it_can(
+    side: int, source: tuple[int, int], axis: Literal["width", "height"], words: str, works: int | None
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        side_for(side, source, axis)
+    if works is not None:
+        ratio = source[0] / source[1] if axis == "width" else source[1] / source[0]
+        assert side_for(works, source, axis) == round(works * ratio)
 
 
 @pytest.mark.parametrize("text", ["1024x768", "1024X768", " 1024 × 768 "])

@@ -53,11 +53,16 @@ def check_arrived(
                 stored_values = (
                     opened.get_slice(tensor.name) if tensor.shape else opened.get_tensor(tensor.name)
                 )
-                if not torch.equal(_sample(values).cpu(), _sample(stored_values).to(values.dtype)):
+                if not _same(_sample(values).cpu(), _sample(stored_values).to(values.dtype)):
                     raise CheckpointError(
                         f"Tensor {tensor.name!r} in {file} did not arrive in {name!r}: this version of the library "
                         "calls it something else. Report it, with the versions of diffusers and transformers."
                     )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether all values are; NaN is NaN here, and refused for what it is elsewhere (`finite`)."""
+    return torch.allclose(one.float(), other.float(), rtol=0, atol=0, equal_nan=True)
 
 
 def _sample(values: Any) -> Tensor:

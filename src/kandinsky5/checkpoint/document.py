@@ -65,6 +65,9 @@ def _refuse_constant(word: str, name: str) -> None:
 def _without_repeats(pairs: list[tuple[str, Any]], name: str) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        repeated = next(key for key in content if sum(key == other for other, _ in pairs) > 1)
-        raise CheckpointError(f"{name} has the key {repeated!r} twice.")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise CheckpointError(f"{name} has the key {key[:200]!r} twice.")
+            seen.add(key)
     return content

@@ -22,5 +22,6 @@ def stored_format(config: Mapping[str, Any]) -> str | None:
             "nf4" if settings.get("bnb_4bit_quant_type") == "nf4" and settings.get("load_in_4bit") else None
         )
     kind = settings.get("quant_type")
-    named = kind.get("default", {}).get("_type") if isinstance(kind, dict) else None
+    default = kind.get("default") if isinstance(kind, dict) else None
+    named = default.get("_type") if isinstance(default, dict) else None
     return {"Int8WeightOnlyConfig": "int8", "Float8WeightOnlyConfig": "fp8"}.get(str(named))

@@ -37,6 +37,9 @@ TORCH_DTYPES = {
 }
 """Floating dtypes that a weight may be stored in."""
 
+UNPACKED: Final = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
+"""Dtypes of weights that no library packed, and of the buffers beside them."""
+
 
 def read_weights(folder: Path, library: Library, variant: str | None = None) -> dict[str, StoredTensor]:
     """Every tensor that the library will find in this folder.
@@ -156,7 +159,10 @@ def compare(
 
 
 def compare_packed(
-    stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], where: Path
+    stored: Mapping[str, StoredTensor],
+    expected: Mapping[str, tuple[int, ...]],
+    where: Path,
+    form: str | None,
 ) -> None:
     """Hold a packed component to its config: each tensor is there, plain or as the parts that its library makes of it.
 
@@ -164,10 +170,19 @@ def compare_packed(
         stored: what the files hold, by current name.
         expected: name -> shape of the component before it was packed.
         where: the folder, for messages.
+        form: of `packing.stored_format`; None where only the library knows what the parts are called.
 
     Raises:
-        CheckpointError: a tensor that is missing, a part of one that is, or values of another shape.
+        CheckpointError: a tensor that is missing, a part of one that is, values of another shape, or nothing that is
+            packed.
     """
+    if all(tensor.dtype in UNPACKED for tensor in stored.values()):
+        raise CheckpointError(
+            f"{where}: its config says that it is packed (quantization_config), but no tensor is."
+        )
+    if form is None:
+        _compare_layers(stored, expected, where)
+        return
     parts: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in stored.items():
         match = PACKED_PART.fullmatch(name)
@@ -186,6 +201,21 @@ def compare_packed(
         else:
             _check_shape(name, packed["qdata"], shape)
             _check_shape(name, packed["scale"], (shape[0], 1))
+
+
+def _compare_layers(
+    stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], where: Path
+) -> None:
+    """Each tensor is there under its name, or its layer has others that a library made of it."""
+    owners = {name.rpartition(".")[0] for name in stored if name not in expected}
+    for name, shape in expected.items():
+        plain = stored.get(name)
+        if plain is None and not any(place in owners for place in (name, name.rpartition(".")[0])):
+            raise CheckpointError(
+                f"{where} has no tensor {name!r}, nor parts of it, which its config implies."
+            )
+        if plain is not None and plain.dtype in UNPACKED:
+            _check_shape(name, plain, shape)
 
 
 def _check_four_bits(

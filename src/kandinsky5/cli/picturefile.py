@@ -4,16 +4,24 @@ In: a `GeneratedImage` and a path. Out: the file, whole or not at all; and back,
 in it is `kandinsky5.provenance`. Refuses to know: names of files, who asked.
 """
 
+import errno
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from kandinsky5.errors import RequestError
+from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.provenance import PictureFormat, Provenance, encode_picture, stored_json
 
 if TYPE_CHECKING:
     from kandinsky5.records import GeneratedImage
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_THERE: Final = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOENT),
+)
 
 
 def write_picture(
@@ -26,20 +34,38 @@ def write_picture(
 ) -> None:
     """Write the picture with its provenance; missing folders are made. A file cut short is never left behind.
 
-    `quality` is 1 to 100 for JPEG and WebP. Raises RequestError when `path` is taken and `overwrite` is false, and
-    OSError for a full or failing disk.
+    `quality` is 1 to 100 for JPEG and WebP.
+
+    Raises:
+        RequestError: `path` is taken and `overwrite` is false, or no file can be written there.
+        CapacityError: the disk is full, or the file larger than a limit allows.
+        OSError: a failing disk.
     """
     data = encode_picture(picture, fmt, quality)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".kandinsky5-{secrets.token_hex(8)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         _move(temporary, path, overwrite)
+    except OSError as error:
+        raise _explained(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    """Whose an error of the file system is: the disk's room, the path that was chosen, or nobody's."""
+    if error.errno in NO_ROOM:
+        return CapacityError(
+            f"{path} cannot be written: {error.strerror}; free some room, or choose another -o."
+        )
+    if error.errno in NOT_THERE:
+        return RequestError(f"{path} cannot be written: {error.strerror}; choose another -o.")
+    return error
 
 
 def read_provenance(path: Path) -> Provenance:

@@ -40,10 +40,14 @@ def read_prompts(
 
 
 def _text(source: str) -> str:
+    if source == STANDARD_INPUT and sys.stdin is None:
+        raise RequestError("Standard input is closed; give the prompt as an argument, or with --from-file.")
     try:
         data = sys.stdin.buffer.read() if source == STANDARD_INPUT else Path(source).read_bytes()
-    except OSError as error:
-        raise RequestError(f"{_called(source)} cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # a ValueError of a closed stream, and of a name with a zero byte
+        raise RequestError(
+            f"{_called(source)} cannot be read: {getattr(error, 'strerror', error)}."
+        ) from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

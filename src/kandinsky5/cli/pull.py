@@ -7,12 +7,15 @@ protocol and which files a checkpoint needs.
 import json
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kandinsky5.errors import RequestError
 from kandinsky5.variants import VARIANTS, resolve_model
+
+if TYPE_CHECKING:
+    from kandinsky5.hub import HubAccess, Need, Watch
 
 CacheDir = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="The cache. Default: HF_HUB_CACHE, or the client's.")
@@ -49,19 +52,32 @@ def pull(
     source = resolve_model(model)
     if source.hub_id is None:
         raise RequestError(f"{source.name} is in {source.folder} already; there is nothing to fetch.")
-    from kandinsky5.hub import HubAccess, bars, check_room, fetch_planned, need, plan, unseen
+    from kandinsky5.hub import HubAccess, bars, fetch, need, unseen
 
     quieten_client()
     access = HubAccess(token=_token(token_file), cache_dir=cache_dir)
-    task = source.variant.task if source.variant is not None else "text-to-image"
-    wanted = plan(source.hub_id, need.pipeline(task), revision=revision, access=access)
+    wanted = need.pipeline(source.variant.task if source.variant is not None else "text-to-image")
+    if access.is_offline:
+        facts = _facts_of(source.hub_id, fetch(source.hub_id, wanted, revision=revision, access=access))
+    else:
+        facts = _fetched(source.hub_id, wanted, revision, access, unseen if quiet else bars)
+    typer.echo(json.dumps(facts) if as_json else facts["folder"])
+
+
+def _fetched(
+    hub_id: str, need: "Need", revision: str | None, access: "HubAccess", watch: "Watch"
+) -> dict[str, Any]:
+    """What is told of a fetch, once it is done."""
+    from kandinsky5.hub import check_room, fetch_planned, plan
+
+    wanted = plan(hub_id, need, revision=revision, access=access)
     to_fetch = check_room(wanted, access)
     try:
-        folder = fetch_planned(wanted, access, check_all=True, watch=unseen if quiet else bars)
+        folder = fetch_planned(wanted, access, check_all=True, watch=watch)
     except KeyboardInterrupt:
         typer.echo("kandinsky5: what came is kept; the same command goes on from there.", err=True)
         raise
-    facts = {
+    return {
         "hub_id": wanted.repo_id,
         "revision": wanted.commit,
         "folder": str(folder),
@@ -69,7 +85,19 @@ def pull(
         "bytes": wanted.size,
         "fetched_bytes": to_fetch,
     }
-    typer.echo(json.dumps(facts) if as_json else facts["folder"])
+
+
+def _facts_of(hub_id: str, folder: Path) -> dict[str, Any]:
+    """What is told of a whole copy, while the hub must not be asked (HF_HUB_OFFLINE)."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return {
+        "hub_id": hub_id,
+        "revision": folder.name,
+        "folder": str(folder),
+        "files": len(sizes),
+        "bytes": sum(sizes),
+        "fetched_bytes": 0,
+    }
 
 
 def quieten_client(*, bars: bool = False) -> None:

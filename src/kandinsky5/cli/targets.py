@@ -21,6 +21,10 @@ FORMAT_OF_SUFFIX = {
     ".webp": PictureFormat.webp,
 }
 
+NAME_BYTES = 255
+PATH_BYTES = 4000
+"""Most that a name and a path take on common file systems; the name that is written first takes some more."""
+
 SLUG_CHARACTERS = 60
 SLUG_BYTES = 180
 """File names hold 255 bytes on common file systems; the seed, a number and the suffix need the rest."""
@@ -96,7 +100,12 @@ def slug(prompt: str) -> str:
 
 def _is_folder(output: str) -> bool:
     separators = tuple(sep for sep in (os.sep, os.altsep) if sep)
-    return output.endswith(separators) or Path(output).is_dir()
+    return output.endswith(separators) or _is_dir(output)
+
+
+def _is_dir(path: str | Path) -> bool:
+    """Also of a name too long to be one, which `Path.is_dir` fails with."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _named_by_prompt(requests: Sequence[ImageRequest], folder: Path, fmt: PictureFormat) -> list[list[Path]]:
@@ -126,6 +135,11 @@ def _named_by_file(requests: Sequence[ImageRequest], file: Path) -> list[list[Pa
 
 
 def _check_writable(path: Path) -> None:
+    long = next((part for part in path.parts if len(os.fsencode(part)) > NAME_BYTES), None)
+    if long is not None or len(os.fsencode(path.absolute())) > PATH_BYTES:
+        raise RequestError(
+            f"Output {str(path)[:80]}... is too long: names may have {NAME_BYTES} bytes, paths {PATH_BYTES}."
+        )
     if path.is_dir():
         raise RequestError(f"{path} is a folder; a picture cannot take its name.")
     folder = path.parent

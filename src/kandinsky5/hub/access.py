@@ -5,7 +5,11 @@ CheckpointError or CapacityError of one line that says what would work. Refuses 
 """
 
 import errno
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
@@ -83,6 +87,18 @@ def may_use_cache(error: BaseException) -> bool:
     return isinstance(error, TRANSPORT_ERROR | ConnectionError | TimeoutError)
 
 
+def seconds_asked(headers: Mapping[str, str]) -> int | None:
+    """How long an overloaded hub asks to be left alone: `Retry-After` (seconds or a date), or the hub's `RateLimit`."""
+    after = headers.get("Retry-After", "").strip()
+    if after.isascii() and after.isdigit():
+        return int(after[:9])
+    try:
+        return max(0, round((parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds()))
+    except (ValueError, TypeError):
+        reset = re.search(r";\s*r=0\b.*;\s*t=(\d{1,9})", headers.get("RateLimit", ""))
+        return int(reset[1]) if reset else None
+
+
 def refusal(
     error: Exception, access: HubAccess, repo_id: str, revision: str | None
 ) -> CheckpointError | CapacityError:
@@ -150,8 +166,8 @@ def _answer(error: HfHubHTTPError, access: HubAccess, repo_id: str, revision: st
     if status == 403:
         return f"The token sent may not read {repo_id} (HTTP 403); give it read access to {page}, or use another."
     if status == 429:
-        wait = error.response.headers.get("Retry-After")
-        when = f"in {wait} seconds" if wait else "in some minutes"
+        wait = seconds_asked(error.response.headers)
+        when = f"in {wait} seconds" if wait is not None else "in some minutes"
         return (
             f"The hub has had too many requests from here (HTTP 429); try again {when}, or with HF_TOKEN set."
         )

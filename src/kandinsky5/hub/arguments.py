@@ -4,6 +4,7 @@ In: keyword arguments, out of which those about the hub are taken. Out: a `HubAr
 Refuses to know: what is done with the folder.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -51,7 +52,7 @@ class HubArguments:
             RequestError: a revision, or a fresh download, of a folder.
             CheckpointError, CapacityError: as `fetch`.
         """
-        if Path(name).is_dir():
+        if os.path.isdir(name):  # noqa: PTH112 - Path.is_dir fails with a text too long for a name
             asked = "revision" if self.revision is not None else "force_download" if self.force else None
             if asked is not None:
                 raise RequestError(f"{asked} is for hub ids, and {name} is a folder; leave it out.")

@@ -4,8 +4,10 @@ In: a cache folder. Out: one record a stored revision. Refuses to know: the hub,
 """
 
 import json
+import logging
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from huggingface_hub import scan_cache_dir, try_to_load_from_cache
 from huggingface_hub.errors import CacheNotFound
 
 from kandinsky5.hub.access import HubAccess
-from kandinsky5.hub.need import INDEX, Need, Part
-from kandinsky5.hub.selection import choose_weights
+from kandinsky5.hub.need import INDEX, PARTS, Need, Part
+from kandinsky5.hub.selection import choose_weights, variants_of
 
-_PARTIAL = re.compile(r"[0-9a-f]{64}\.incomplete")
+logger = logging.getLogger(__name__)
+
+_PARTIAL = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\.incomplete")
 
 PIPELINE_PREFIX = "Kandinsky5"
 """How the class names of Kandinsky 5 pipelines begin, in `model_index.json`."""
@@ -44,12 +48,16 @@ class CachedModel:
 def cached(cache_dir: Path | None = None) -> list[CachedModel]:
     """Every cached revision of a repository that looks like a Kandinsky 5 pipeline, by id and newest first.
 
-    A revision without a readable index is left out: it is no pipeline, or nothing of it can be told.
+    A revision without a readable index is left out: it is no pipeline, or nothing of it can be told. A cache that
+    cannot be read holds none, with a warning.
     """
     folder = HubAccess(cache_dir=cache_dir).cache_folder
     try:
         repos = scan_cache_dir(folder).repos
     except CacheNotFound:
+        return []
+    except (OSError, ValueError) as error:
+        logger.warning("The cache %s cannot be read: %s", folder, " ".join(str(error).split()))
         return []
     found = []
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
@@ -68,7 +76,7 @@ def cached(cache_dir: Path | None = None) -> list[CachedModel]:
                     partial=sum(size_of_partials(repo.repo_path)),
                     folder=revision.snapshot_path,
                     pipeline_class=name,
-                    missing=tuple(missing_files(revision.snapshot_path)),
+                    missing=tuple(_missing_in_some_variant(revision.snapshot_path)),
                 )
             )
     return found
@@ -76,8 +84,12 @@ def cached(cache_dir: Path | None = None) -> list[CachedModel]:
 
 def size_of_partials(repository: Path) -> list[int]:
     """Sizes of a repository's files that were begun (`hub.blob`); not the client's, which nobody goes on with."""
-    found = (repository / "blobs").glob("*.incomplete")
-    return [file.stat().st_size for file in found if _PARTIAL.fullmatch(file.name)]
+    sizes = []
+    for file in (repository / "blobs").glob("*.incomplete"):
+        if _PARTIAL.fullmatch(file.name):
+            with suppress(FileNotFoundError):  # whole by now
+                sizes.append(file.stat().st_size)
+    return sizes
 
 
 def stored_folder(repo_id: str, need: Need, revision: str | None, cache_dir: Path) -> Path | None:
@@ -109,13 +121,27 @@ def missing_files(folder: Path, need: Need | None = None, coming: Collection[str
     for part in parts:
         names = {path.removeprefix(part.path("")) for path in coming if path.startswith(part.path(""))}
         place = folder / part.folder
-        if place.is_dir():
-            names |= {file.name for file in place.iterdir() if file.exists()}
+        names |= {file.name for file in _files_of(place)}
         if not names:
             missing.append(part.folder)
         elif part.weights is not None:
             missing += [part.path(name) for name in _missing_weights(place, names, part, need.variant)]
     return missing
+
+
+def _missing_in_some_variant(folder: Path) -> list[str]:
+    """What a pipeline's folder lacks, in the usual weights or in the variant that it has most of."""
+    names = [file.name for part in PARTS if part.weights for file in _files_of(folder / part.folder)]
+    variants = sorted(name for name in variants_of(names) if name)
+    lacks = [missing_files(folder, Need(variant=variant)) for variant in (None, *variants)]
+    return min(lacks, key=len)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    try:
+        return [file for file in folder.iterdir() if file.exists()]
+    except OSError:
+        return []
 
 
 def _missing_weights(place: Path, names: Collection[str], part: Part, variant: str | None) -> list[str]:
@@ -136,6 +162,6 @@ def _read_object(file: Path) -> Mapping[str, Any]:
     """The JSON object in a file; empty when there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -136,17 +136,20 @@ def _files_of(repo_id: str, part: Part, siblings: Iterable[str], variant: str | 
 
 def _check_variant(repo_id: str, need: Need, wanted: Iterable[str], siblings: Iterable[str]) -> None:
     """A variant that no folder has would be the usual weights under another name."""
-    if _variants(wanted) & {need.variant}:
+    if variants_of(wanted) & {need.variant}:
         return
     folders = tuple(part.path("") for part in need.parts if part.weights is not None)
-    there = sorted(name for name in _variants(path for path in siblings if path.startswith(folders)) if name)
+    there = sorted(
+        name for name in variants_of(path for path in siblings if path.startswith(folders)) if name
+    )
     others = f"{', '.join(map(repr, there))} beside the usual" if there else "only the usual"
     raise CheckpointError(
         f"{repo_id} has no weights of variant {need.variant!r}; it has {others} ones, which come without variant."
     )
 
 
-def _variants(paths: Iterable[str]) -> set[str | None]:
+def variants_of(paths: Iterable[str]) -> set[str | None]:
+    """Of the weight files among these paths; None for the usual ones."""
     matches = (_WEIGHTS.fullmatch(path.rpartition("/")[2]) for path in paths)
     return {match["variant"] for match in matches if match}
 

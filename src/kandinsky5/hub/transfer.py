@@ -1,18 +1,16 @@
 """From a hub id to a folder in the cache that is whole and has the hub's hashes.
 
-In: what is needed of a repository. Out: the folder, or an error and no file in it that is not right. Large files are
-fetched by `hub.blob`; the client fetches small ones, links all into its cache and keeps its names. Refuses to know:
-tensors and pipelines.
+In: what is needed of a repository. Out: the folder, or an error and no file in it that is not right. Files are fetched
+by `hub.blob`; the client links them into its cache and keeps its names. Refuses to know: tensors and pipelines.
 """
 
-import hashlib
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -22,9 +20,10 @@ from huggingface_hub.utils import tqdm as client_bar
 
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.hub.access import HubAccess, absence, may_use_cache, refusal
-from kandinsky5.hub.bars import FetchedBytes, Watch, bars
-from kandinsky5.hub.blob import Blob, damage, fetch_blob, hash_of
+from kandinsky5.hub.bars import Counted, FetchedBytes, Watch, bars
+from kandinsky5.hub.blob import Blob, fetch_blob
 from kandinsky5.hub.cache import missing_files, stored_folder
+from kandinsky5.hub.lock import locked
 from kandinsky5.hub.need import Need
 from kandinsky5.hub.selection import Plan, PlannedFile, plan
 
@@ -140,19 +139,32 @@ def _left(wanted: Plan, file: PlannedFile, access: HubAccess, force: bool) -> in
         return file.size
     if is_stored(wanted, file, access):
         return 0
-    kept = _blob(wanted, file, access).kept() if file.sha256 else 0
+    kept = _blob(wanted, file, access).kept()
     return file.size - kept if kept <= file.size else file.size
 
 
 def is_stored(wanted: Plan, file: PlannedFile, access: HubAccess) -> bool:
     """Whether a file of this size is in the cache, under this revision or another."""
+    place = stored_place(wanted, file, access)
+    return place is not None and _size_of(place) == file.size
+
+
+def stored_place(wanted: Plan, file: PlannedFile, access: HubAccess) -> Path | None:
+    """Where the cache holds a file, right or not; None when it does not."""
     blob = _repository(wanted, access) / "blobs" / file.etag
     if blob.is_file():
-        return blob.stat().st_size == file.size
+        return blob
     path = try_to_load_from_cache(
         wanted.repo_id, file.path, cache_dir=access.cache_folder, revision=wanted.commit
     )
-    return isinstance(path, str) and Path(path).stat().st_size == file.size
+    return Path(path) if isinstance(path, str) else None
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # another process is replacing it
+        return None
 
 
 def _repository(wanted: Plan, access: HubAccess) -> Path:
@@ -166,7 +178,7 @@ def _blob(wanted: Plan, file: PlannedFile, access: HubAccess) -> Blob:
         path=repository / "blobs" / file.etag,
         lock=access.cache_folder / ".locks" / repository.name / f"{file.etag}.lock",
         size=file.size,
-        sha256=str(file.sha256),
+        digest=file.etag,
         name=f"{wanted.repo_id}/{file.path}",
     )
 
@@ -187,73 +199,70 @@ class _Run:
         self._check_all = check_all
         self._on_bytes = on_bytes
         self._ended = threading.Event()
-        self._bar = _bar_class(self._on_fetched)
 
     def fetch_files(self, files: Iterable[PlannedFile]) -> None:
-        """Several files at a time. The first error ends the others at their next bytes."""
+        """Several files at a time. The first error ends the others at their next bytes.
+
+        The client is asked for the links here, in the thread where Ctrl-C arrives: it may wait long.
+        """
         with ThreadPoolExecutor(STREAMS, thread_name_prefix="fetch") as pool:
-            tasks = [pool.submit(self.fetch_file, file, self._wanted.commit) for file in files]
+            tasks = {pool.submit(self._bring, file): file for file in files}
             try:
-                done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
-                if any(task.exception() for task in done):
-                    self._ended.set()
-            except BaseException:  # Ctrl-C arrives in the thread that waits
+                for task in as_completed(tasks):
+                    task.result()
+                    self._link(tasks[task], self._wanted.commit)
+            except BaseException:
                 self._ended.set()
                 raise
             finally:
                 for task in tasks:
                     task.cancel()
-        errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
-        for error in sorted(errors, key=lambda error: isinstance(error, _Stopped)):
-            raise error
 
     def fetch_file(self, file: PlannedFile, revision: str) -> Path:
         """Where a file is in the snapshot, once it is there and right."""
+        self._bring(file)
+        return self._link(file, revision)
+
+    def _bring(self, file: PlannedFile) -> None:
+        """Have a file's bytes in the cache. What is damaged is dropped by the one process that has the lock."""
         self._go_on()
-        if not self._force and is_stored(self._wanted, file, self._access):
-            path = self._linked(file, revision)
-            if not self._check_all or self._is_right(file, path):
-                return path
-            logger.warning("%s in the cache is damaged; fetching it again.", file.path)
-            _discard(path)
-        self._drop_stale(file)
-        if file.sha256 is not None:
-            return self._fetch_large(file, revision)
-        path = self._linked(file, revision, force=self._force)
-        if not self._is_right(file, path):
-            _discard(path)
-            raise CheckpointError(damage(f"{self._wanted.repo_id}/{file.path}"))
-        return path
-
-    def _fetch_large(self, file: PlannedFile, revision: str) -> Path:
-        url = hf_hub_url(
-            self._wanted.repo_id, file.path, revision=self._wanted.commit, endpoint=self._access.address
-        )
         blob = _blob(self._wanted, file, self._access)
-        fetch_blob(
-            blob,
-            url,
-            build_hf_headers(token=self._access.token),
-            force=self._force,
-            on_fetched=self._on_fetched,
-            on_checked=self._on_checked,
-        )
-        path = self._linked(file, revision)
-        if not path.is_symlink():  # where there are no links, the client makes a copy
-            blob.path.unlink(missing_ok=True)
-        return path
+        place = None if self._force else stored_place(self._wanted, file, self._access)
+        if place is not None and self._holds(blob, place):
+            return
+        if place is not None and self._check_all:
+            logger.warning("%s in the cache is damaged; fetching it again.", file.path)
+        with locked(blob.lock, go_on=self._go_on, waiting=lambda count: self._tell("waiting", count)):
+            place = stored_place(self._wanted, file, self._access)
+            if not self._force and place is not None and self._holds(blob, place):
+                return  # another process, or another file with the same bytes, was first
+            if place is not None and not self._force:
+                _discard(place)
+            fetch_blob(
+                blob,
+                hf_hub_url(
+                    self._wanted.repo_id,
+                    file.path,
+                    revision=self._wanted.commit,
+                    endpoint=self._access.address,
+                ),
+                build_hf_headers(token=self._access.token),
+                force=self._force,
+                on_fetched=self._on_fetched,
+                on_checked=self._on_checked,
+            )
+            if self._force and place is not None and place != blob.path:  # a copy, where there are no links
+                place.unlink(missing_ok=True)
 
-    def _drop_stale(self, file: PlannedFile) -> None:
-        """Remove what stands at a file's place with another length: the client would take it for the file."""
-        stale = try_to_load_from_cache(
-            self._wanted.repo_id, file.path, cache_dir=self._access.cache_folder, revision=self._wanted.commit
-        )
-        if isinstance(stale, str) and Path(stale).stat().st_size != file.size:
-            _discard(Path(stale))
+    def _holds(self, blob: Blob, place: Path) -> bool:
+        """Whether what is there is the file: by its size, and where it is asked for by its hash."""
+        if self._check_all:
+            return blob.is_right(place, self._on_checked)
+        return _size_of(place) == blob.size
 
-    def _linked(self, file: PlannedFile, revision: str, *, force: bool = False) -> Path:
-        """A file's place in the snapshot, made by the client, which fetches what is not in the cache."""
-        return Path(
+    def _link(self, file: PlannedFile, revision: str) -> Path:
+        """A file's place in the snapshot, made by the client."""
+        path = Path(
             hf_hub_download(
                 self._wanted.repo_id,
                 file.path,
@@ -261,17 +270,12 @@ class _Run:
                 cache_dir=self._access.cache_folder,
                 endpoint=self._access.endpoint,
                 token=self._access.token,
-                force_download=force,
-                tqdm_class=self._bar,
+                tqdm_class=_silent_bar(),
             )
         )
-
-    def _is_right(self, file: PlannedFile, path: Path) -> bool:
-        """Whether the bytes are those the hub describes."""
-        if path.stat().st_size != file.size:
-            return False
-        digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode())
-        return hash_of(path, digest, self._on_checked) == file.etag
+        if not path.is_symlink():  # where there are no links, the client makes a copy
+            _blob(self._wanted, file, self._access).path.unlink(missing_ok=True)
+        return path
 
     def _on_fetched(self, count: int) -> None:
         self._go_on()
@@ -284,7 +288,7 @@ class _Run:
         if self._ended.is_set():
             raise _Stopped
 
-    def _tell(self, what: Literal["fetched", "checked"], count: int) -> None:
+    def _tell(self, what: Counted, count: int) -> None:
         if count:
             self._on_bytes(what, count)
 
@@ -297,8 +301,9 @@ def _from_cache(repo_id: str, need: Need, revision: str | None, access: HubAcces
     missing = missing_files(folder, need)
     if missing:
         raise CheckpointError(
-            f"The copy of {repo_id} in {folder} is not whole: it lacks {missing[0]}; kandinsky5 pull {repo_id} "
-            "completes it."
+            f"The copy of {repo_id} in {folder} is not whole: it lacks {missing[0]}, and the hub must not be asked "
+            f"(local_files_only, or HF_HUB_OFFLINE is set); kandinsky5 pull {repo_id} completes it where there is a "
+            "network."
         )
     return folder
 
@@ -309,15 +314,11 @@ def _discard(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _bar_class(report: Callable[[int], None]) -> type[Any]:
-    """A progress bar for the client that shows nothing and reports what would have been shown."""
+def _silent_bar() -> type[Any]:
+    """A progress bar for the client that shows nothing."""
 
-    class Reporting(client_bar):
+    class Silent(client_bar):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
 
-        def update(self, n: float | None = 1) -> bool | None:
-            report(int(n or 0))
-            return None
-
-    return Reporting
+    return Silent

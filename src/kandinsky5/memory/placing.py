@@ -17,6 +17,7 @@ from kandinsky5.budget import Budget
 from kandinsky5.checkpoint.finite import check_finite, postponed
 from kandinsky5.checkpoint.packing import PLAIN
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
+from kandinsky5.checkpoint.turn import TURN
 from kandinsky5.errors import RequestError
 from kandinsky5.latents import use_tiles
 from kandinsky5.memory.activations import Needs, Sizes, needs_of
@@ -133,7 +134,7 @@ def load_planned(
 def _four_bit_encoder(folder: Path, dtype: torch.dtype) -> Any:
     """Qwen of a folder that holds it in four bits, on the host: its library would put it on the GPU whole."""
     check_folder(folder, brought=[name for name in (*KINDS, *LIGHT, "transformer") if name != "text_encoder"])
-    with checkpoint_errors(folder):
+    with TURN, checkpoint_errors(folder):
         encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder / "text_encoder", dtype=dtype, device_map={"": "cpu"}, local_files_only=True
         )

@@ -20,10 +20,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 from torch import nn
 
+from kandinsky5.checkpoint.arrival import check_arrived
 from kandinsky5.checkpoint.document import read_object, reason
 from kandinsky5.checkpoint.finite import check_finite
-from kandinsky5.checkpoint.packing import stored_format
+from kandinsky5.checkpoint.packing import PLAIN, stored_format
+from kandinsky5.checkpoint.quantizer import check_quantizer
 from kandinsky5.checkpoint.safetensors_header import StoredTensor, read_header
+from kandinsky5.checkpoint.turn import TURN
 from kandinsky5.checkpoint.weights import (
     TORCH_DTYPES,
     common_dtype,
@@ -33,7 +36,7 @@ from kandinsky5.checkpoint.weights import (
     unpacked_dtype,
     weight_names,
 )
-from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.hub import HubArguments, need
 from kandinsky5.model import four_bits
 from kandinsky5.model.arguments import check_arguments
@@ -82,11 +85,14 @@ class CheckedLoading(ModelMixin, ConfigMixin):
         packing = read_object(folder / cls.config_name).get("quantization_config") or {}
         if packing.get("quant_method") == "bitsandbytes":
             return cls._from_four_bits(folder, stored, packing, kwargs)
-        with _keeping(keep), checkpoint_errors(folder):
+        is_packed = bool(packing) and kwargs.get("quantization_config") is None
+        with TURN, _keeping(keep), checkpoint_errors(folder, is_packed=is_packed):
             loaded = super().from_pretrained(str(root), **kwargs)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True gives a pair
         network.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         check_finite(network, folder)
+        if getattr(network, "hf_quantizer", None) is None:
+            check_arrived(network, stored, folder)
         return loaded
 
     @classmethod
@@ -97,9 +103,9 @@ class CheckedLoading(ModelMixin, ConfigMixin):
         four_bits.check_arguments_of_packed(kwargs)
         config = read_object(folder / cls.config_name)
         config.pop("quantization_config")
-        with torch.device("meta"):
+        with TURN, torch.device("meta"):
             network = cls.from_config(config)
-        with checkpoint_errors(folder):
+        with checkpoint_errors(folder, is_packed=True):
             four_bits.load(network, stored, packing)
         network.register_to_config(_name_or_path=str(folder))
         check_finite(network, folder)
@@ -162,21 +168,22 @@ class CheckedLoading(ModelMixin, ConfigMixin):
         fields = cls._get_init_keys(cls)
         config.update({name: value for name, value in kwargs.items() if name in fields})
         check_config(config, stored, file)
+        check_quantizer(config, "diffusers", file)
         try:
-            with torch.device("meta"):
+            with TURN, torch.device("meta"):
                 expected = cls.from_config(config).state_dict()
         except Exception as error:  # whatever a lying config leads to
             raise CheckpointError(
                 f"{file} describes no network that can be built: {reason(error)}"
             ) from error
-        if config.get("quantization_config") is not None:  # packed by a library that names tensors itself
-            if kwargs["dtype"] is None:
-                kwargs["dtype"] = unpacked_dtype(stored, cls._block_names(expected))
-            if stored_format(config) is not None:
-                shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-                compare_packed(stored, shapes, folder)
+        shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+        form = stored_format(config)
+        if form == PLAIN:
+            compare(stored, shapes, folder)
             return stored
-        compare(stored, {name: tuple(tensor.shape) for name, tensor in expected.items()}, folder)
+        if kwargs["dtype"] is None:
+            kwargs["dtype"] = unpacked_dtype(stored, cls._block_names(expected))
+        compare_packed(stored, shapes, folder, form)
         return stored
 
     @classmethod
@@ -227,14 +234,26 @@ def single_file(path: str | Path) -> Path:
 
 
 @contextmanager
-def checkpoint_errors(where: str | Path) -> Iterator[None]:
-    """What libraries raise about files, as a `CheckpointError` on one line."""
+def checkpoint_errors(where: str | Path, *, is_packed: bool = False) -> Iterator[None]:
+    """What libraries raise about files, as a `CheckpointError` on one line.
+
+    Args:
+        where: what to name.
+        is_packed: the files say how they are packed, and the caller does not: whatever a quantiser raises, an
+            `ImportError` too, is then about the files.
+    """
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, RequestError, CapacityError):
         raise
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{where} cannot be loaded: {reason(error)}") from error
+    except Exception as error:
+        if not is_packed or isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        raise CheckpointError(
+            f"{where} cannot be loaded as its quantization_config says: {type(error).__name__}: {reason(error)}"
+        ) from error
 
 
 @contextmanager

@@ -28,6 +28,9 @@ SMALLEST_SIDE: Final = 16
 LARGEST_ASPECT: Final = 16
 """Longer side over shorter side. The native sizes reach 2.2, phones' panoramas about 10."""
 
+ROUNDING: Final = 1e-3
+"""How far beyond 0 to 1 a float may be: less than half a level of 255, as arithmetic and resampling leave it."""
+
 DEEP_MODES: Final = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 """Modes that Pillow's own conversion to RGB clips instead of scaling."""
 
@@ -62,7 +65,7 @@ def read_mask(file: str | Path | BinaryIO) -> Image.Image:
             raise RequestError(
                 f"{name} has no transparency; make transparent what may be changed, in a PNG or WebP."
             )
-        return ImageOps.invert(_rgba(upright).getchannel("A"))
+        return ImageOps.invert(_rgba(upright, name).getchannel("A"))
 
 
 DAMAGED: Final = (
@@ -98,11 +101,11 @@ def upright_rgb(image: Image.Image, name: str = "The picture") -> Image.Image:
     with _refusals(name):
         image.load()
         upright = ImageOps.exif_transpose(image)
-        if upright.mode in DEEP_MODES:
-            return Image.fromarray(eight_bits(_deep_array(upright), name)).convert("RGB")
         if upright.has_transparency_data:
             white = Image.new("RGBA", upright.size, "white")
-            return Image.alpha_composite(white, _rgba(upright)).convert("RGB")
+            return Image.alpha_composite(white, _rgba(upright, name)).convert("RGB")
+        if upright.mode in DEEP_MODES:
+            return Image.fromarray(eight_bits(_deep_array(upright), name)).convert("RGB")
         return upright.convert("RGB")
 
 
@@ -122,26 +125,28 @@ def check_shape(width: int, height: int, name: str = "The picture") -> None:
 
 
 def eight_bits(values: np.ndarray, name: str = "The picture") -> np.ndarray:
-    """Values as uint8: uint8 as they are, uint16 over 257, floats from 0 to 1 times 255, rounded.
+    """Values as uint8: uint8 as they are, uint16 over 257, floats from 0 to 1 times 255, rounded; of any byte order.
+
+    Floats at most `ROUNDING` outside are clipped.
 
     Raises:
-        RequestError: another dtype, or floats outside 0 to 1 (NaN among them).
+        RequestError: another dtype, or floats further outside 0 to 1 (NaN among them).
     """
     if values.dtype == np.uint8:
         return values
-    if values.dtype == np.uint16:
+    if values.dtype.newbyteorder("=") == np.uint16:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.dtype.kind != "f":
         raise RequestError(
             f"{name} has values of type {values.dtype}; it must be uint8, uint16, or floats from 0 to 1."
         )
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise RequestError(
-            f"{name} has values from {low:g} to {high:g}; floats must be from 0 to 1 (if yours are from -1 to 1, pass "
-            "image / 2 + 0.5)."
+            f"{name} has values from {low:.9g} to {high:.9g}; floats must be from 0 to 1 (if yours are from -1 to 1, "
+            "pass image / 2 + 0.5)."
         )
-    return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
+    return np.rint(values.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
 
 
 def content_hash(image: Image.Image) -> str:
@@ -162,8 +167,14 @@ def _deep_array(image: Image.Image) -> np.ndarray:
     return values.astype(np.uint16)
 
 
-def _rgba(image: Image.Image) -> Image.Image:
-    """With plain alpha; Pillow takes "La" there by way of "LA" only."""
+def _rgba(image: Image.Image, name: str) -> Image.Image:
+    """With plain alpha; Pillow takes "La" there by way of "LA" only, and greyscale of 16 bits not at all."""
+    if image.mode in DEEP_MODES:
+        values, clear = _deep_array(image), image.info.get("transparency")
+        grey, opaque = eight_bits(values, name), np.full(values.shape, 255, np.uint8)
+        if isinstance(clear, int):  # the one grey that is transparent
+            opaque[values == clear] = 0
+        return Image.merge("RGBA", [Image.fromarray(channel) for channel in (grey, grey, grey, opaque)])
     return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
 
 

@@ -1,7 +1,9 @@
-"""The public pipelines, one file each. `base` is their components, loading and saving; `drawing` is how they draw.
+"""The public pipelines, one file each. `base` is their components, loading and saving; `encoding` is what becomes of
+words, `drawing` how they draw.
 
-The rest is diffusers' vocabulary: `prompt_input` (texts or embeddings), `callbacks` (after each step), `output` (what
-comes back), `published` (`model_index.json`); and `encoder_parts`, what is not loaded of the text encoder.
+The rest is diffusers' vocabulary: `call` (what is asked for), `prompt_input` (texts or embeddings), `callbacks` (after
+each step), `output` (what comes back), `published` (`model_index.json`); and `encoder_parts`, what is not loaded of the
+text encoder.
 """
 
 from kandinsky5.pipelines.encoder_parts import bring_in

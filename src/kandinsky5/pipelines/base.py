@@ -5,6 +5,7 @@ Comes in: components, or a saved folder. Goes out: a pipeline with the checkpoin
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,12 +14,12 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
-from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from kandinsky5.checkpoint.arrival import check_arrived
 from kandinsky5.checkpoint.document import read_object
 from kandinsky5.checkpoint.finite import check_finite
+from kandinsky5.checkpoint.turn import TURN
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import NATIVE_SIZES, VAE_FACTOR
 from kandinsky5.hub import HubArguments, need
@@ -39,9 +40,14 @@ from kandinsky5.pipelines.encoder_parts import (
 from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder, stored_tensors
 from kandinsky5.pipelines.processor_files import ProcessorFiles
 from kandinsky5.pipelines.published import QWEN_PROCESSORS, published_index, with_our_classes
-from kandinsky5.pipelines.quantization import check_quantization, check_quantized, is_packed_in_memory
+from kandinsky5.pipelines.quantization import check_quantization, check_quantized
+from kandinsky5.pipelines.saving import check_savable, joined_later
+from kandinsky5.pipelines.single_file import OF_THE_FILE, check_around_file
 from kandinsky5.pipelines.staging import staged
 from kandinsky5.prompts import TEMPLATE_NAMES, Task
+
+NETWORK_CONFIG = need.Need(parts=(need.Part(folder="transformer"),))
+"""Of a pipeline on the hub, its index and what says which network it has: some kilobytes."""
 
 MAX_SHARD = "5GB"
 """Of a saved weight file, as the published ones; it bounds what a save holds beside the components."""
@@ -152,19 +158,25 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         quantization = kwargs.get("quantization_config")
         check_quantization(quantization, {"transformer", *KINDS}, brought)
         wanted = need.pipeline(cls.task, without=brought, variant=kwargs.get("variant"))
-        folder = HubArguments.taken_from(kwargs).folder(source, wanted)
+        hub = HubArguments.taken_from(kwargs)
+        if "transformer" not in brought and cls.task == "editing":
+            # Some kilobytes say whose network it is, before gigabytes are fetched.
+            cls._check_network_in(replace(hub, force=False).folder(source, NETWORK_CONFIG))
+        folder = hub.folder(source, wanted)
         checked = check_folder(folder, brought, kwargs.get("variant"))
-        if "transformer" not in brought and (config := folder / "transformer" / "config.json").is_file():
-            cls.check_network(read_object(config))
-        kwargs["dtype"] = checked.dtypes if dtype is None else dtype
+        if "transformer" not in brought:
+            cls._check_network_in(folder)
+        kwargs["dtype"] = checked.dtypes_for(dtype)
         packed = "text_encoder" in checked.models and checked.models["text_encoder"].is_packed
         needed = TEXT_ENCODER_PARTS if packed else {*cls.text_encoder_parts, *text_encoder_parts}
-        with leaving_out(TEXT_ENCODER_PARTS.keys() - needed), checkpoint_errors(source):
-            pipeline = super().from_pretrained(str(folder), **{**kwargs, **checked.light})
+        packs = quantization is None and any(model.is_packed for model in checked.models.values())
+        parts = TEXT_ENCODER_PARTS.keys() - needed
+        with TURN, leaving_out(parts), checkpoint_errors(source, is_packed=packs):
+            pipeline = super().from_pretrained(str(folder), **{**checked.absent, **kwargs, **checked.light})
         for name, model in checked.models.items():
             loaded = getattr(pipeline, name)
             check_finite(loaded, folder / name)
-            if not model.is_packed:
+            if not model.is_packed or getattr(loaded, "hf_quantizer", None) is None:
                 check_arrived(loaded, model.tensors, folder / name, KINDS[name].current_name)
         if "text_encoder" in checked.models:
             remember(pipeline.text_encoder, checked.models["text_encoder"].tensors)
@@ -181,35 +193,26 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         Args:
             pretrained_model_link_or_path: path of the safetensors file.
             config: folder or hub id that the other components come from. Not needed when all six are passed by name.
-            kwargs: components by name, and the arguments of `from_pretrained`.
+            kwargs: components by name, and the arguments of `from_pretrained`; where all six are passed, of those about
+                loading only `dtype`, `device_map` and `disable_mmap` are taken, for the network.
 
         Raises:
             CheckpointError: a file that is damaged or holds something else.
-            RequestError: nowhere to take the other components from.
+            RequestError: nowhere to take the other components from, or an argument that would be ignored.
         """
         file = single_file(pretrained_model_link_or_path)
-        base = kwargs.pop("config", None)
-        names = [name for name in cls._get_signature_keys(cls)[0] if name != "transformer"]
-        missing = [name for name in names if name not in kwargs]
-        if missing and base is None:
-            raise RequestError(
-                f"{file.name} holds the network alone; {', '.join(missing)} must come from somewhere: pass "
-                "config=<folder or hub id of a whole pipeline>, or each by name."
-            )
-        if "quantization_config" in kwargs:
-            raise RequestError(
-                "quantization_config cannot be given with a single file: quantise the network with "
-                "Kandinsky5Transformer3DModel.from_single_file(..., quantization_config=...), and pass it as "
-                "from_pretrained(..., transformer=network)."
-            )
+        base, keys = kwargs.pop("config", None), cls._get_signature_keys(cls)
+        is_whole = check_around_file(file, kwargs, components=keys[0], settings=keys[1], base=base)
         dtype = requested_dtype(kwargs)
-        own = {name: kwargs[name] for name in ("device_map", "disable_mmap") if name in kwargs}
+        refuse_pickles(kwargs)
+        own = {name: kwargs[name] for name in OF_THE_FILE if name in kwargs}
         wanted = dtype.get("transformer", dtype.get("default")) if isinstance(dtype, dict) else dtype
         network = Kandinsky5Transformer3DModel.from_single_file(file, dtype=wanted, **own)
-        if not missing:
-            bring_in(kwargs["text_encoder"], kwargs.pop("text_encoder_parts", ()))
-            return cls(transformer=network, **kwargs)
-        return cls.from_pretrained(base, transformer=network, dtype=dtype, **kwargs)
+        if not is_whole:
+            return cls.from_pretrained(base, transformer=network, dtype=dtype, **kwargs)
+        bring_in(kwargs["text_encoder"], kwargs.pop("text_encoder_parts", ()))
+        taken = {name: part for name, part in kwargs.items() if name in {*keys[0], *keys[1]}}
+        return cls(transformer=network, **taken)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
@@ -276,16 +279,8 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
             raise RequestError(
                 "safe_serialization=False would write pickles, which are not read here; leave it out."
             )
-        for name, part in self.components.items():
-            if isinstance(part, nn.Module) and any(parameter.is_meta for parameter in part.parameters()):
-                raise RequestError(
-                    f"Layers of {name!r} are offloaded one by one and not in one place to be saved from: call "
-                    "remove_all_hooks() first."
-                )
-            if isinstance(part, nn.Module) and is_packed_in_memory(part):
-                raise RequestError(
-                    f"{name!r} was packed when it was loaded (memory=): `kandinsky5 quantize` writes a packed folder."
-                )
+        check_savable(self.components)
+        self.register_modules(**joined_later(self.components, self.config))
         target = Path(save_directory).absolute()
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", target.name)
@@ -313,14 +308,22 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         """Raise RequestError for a network, known by its config, that this pipeline cannot run. This one runs any."""
 
     @classmethod
+    def _check_network_in(cls, folder: Path) -> None:
+        """`check_network` of a pipeline's folder, where it has a network."""
+        if (config := folder / "transformer" / "config.json").is_file():
+            cls.check_network(read_object(config))
+
+    @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
         """`model_index.json`, with the network's class replaced by ours in memory."""
         return with_our_classes(super().load_config(*args, **kwargs))
 
-    def register_modules(self, **kwargs: Any) -> None:
-        """Register components under the names that other libraries find in a saved `model_index.json`."""
-        super().register_modules(**kwargs)
-        self.register_to_config(**published_index({name: self.config[name] for name in kwargs}))
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Register settings, and components under the names that other libraries find in a `model_index.json`.
+
+        Whatever changes a component comes by here: `register_modules`, and an assignment to its attribute.
+        """
+        super().register_to_config(**published_index(kwargs))
 
     @property
     def default_size(self) -> tuple[int, int]:

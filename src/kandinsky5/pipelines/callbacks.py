@@ -4,7 +4,7 @@ Comes in: a callback as diffusers documents it, and the run it may look at and c
 refuses to know what the tensors mean.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +12,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from kandinsky5.denoise import Run
+from kandinsky5.errors import RequestError
 from kandinsky5.records import Conditioning
 
 StepCallback: TypeAlias = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
@@ -37,7 +38,11 @@ def tensor_inputs(callback: StepCallback | None, names: list[str] | None) -> lis
 def apply_callback(
     callback: StepCallback, pipeline: Any, i: int, timestep: Tensor, run: Run, names: list[str]
 ) -> None:
-    """Hand `names` of the run's tensors to the callback, and put what it returns back into the run."""
+    """Hand `names` of the run's tensors to the callback, and put what it returns back into the run.
+
+    Raises:
+        RequestError: it returned no dictionary, or latents that are none.
+    """
     tensors: dict[str, Any] = {
         "latents": run.latents,
         "prompt_embeds_qwen": run.positive.text,
@@ -47,8 +52,8 @@ def apply_callback(
     }
     given = {name: tensors[name] for name in names}
     # What was handed out may have been written to, so it goes back even if it is not returned.
-    changed = given | (callback(pipeline, i, timestep, dict(given)) or {})
-    run.latents = changed.get("latents", run.latents).to(torch.float32)
+    changed = given | _returned(callback(pipeline, i, timestep, dict(given)))
+    run.latents = _latents(changed.get("latents", run.latents), run.latents)
     run.positive = _with_embeds(
         run.positive, changed.get("prompt_embeds_qwen"), changed.get("prompt_embeds_clip")
     )
@@ -58,6 +63,26 @@ def apply_callback(
             changed.get("negative_prompt_embeds_qwen"),
             changed.get("negative_prompt_embeds_clip"),
         )
+
+
+def _returned(value: Any) -> dict[str, Any]:
+    """What a callback gave back; nothing is an empty dictionary."""
+    if not isinstance(value, Mapping | None):
+        raise RequestError(
+            f"callback_on_step_end must return a dictionary of tensors, or nothing, not a {type(value).__name__}."
+        )
+    return dict(value or {})
+
+
+def _latents(value: Any, old: Tensor) -> Tensor:
+    """Latents from a callback, in float32."""
+    if not isinstance(value, Tensor) or value.shape != old.shape:
+        given = tuple(value.shape) if isinstance(value, Tensor) else value
+        raise RequestError(
+            f"callback_on_step_end returned {given!r:.80} as latents, which must be a tensor {tuple(old.shape)}; leave "
+            "out of the dictionary what stays as it is."
+        )
+    return value.to(torch.float32)
 
 
 def _with_embeds(old: Conditioning, text: Tensor | None, pooled: Tensor | None) -> Conditioning:

@@ -6,81 +6,33 @@ edits. The two public pipelines are front doors to this: they say what a caller 
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen2VLImageProcessorPil
 
 from kandinsky5 import denoise
 from kandinsky5 import latents as latent_stage
-from kandinsky5.conditioning import encode_prompts, view
+from kandinsky5.conditioning import view
 from kandinsky5.errors import RequestError
 from kandinsky5.expansion import expand
 from kandinsky5.geometry import check_size
-from kandinsky5.model.transformer import MAX_TEXT_POSITIONS
-from kandinsky5.pictures import halved, to_pixels
-from kandinsky5.pipelines.base import ImagePipeline
-from kandinsky5.pipelines.callbacks import StepCallback, apply_callback
+from kandinsky5.out_of_memory import is_out_of_memory
+from kandinsky5.pictures import to_pixels
+from kandinsky5.pipelines.call import Call
+from kandinsky5.pipelines.callbacks import apply_callback
 from kandinsky5.pipelines.encoder_parts import bring_in
-from kandinsky5.pipelines.output import OUTPUT_TYPES
-from kandinsky5.pipelines.processor_files import build_picture_processor
-from kandinsky5.pipelines.prompt_input import Prompts
+from kandinsky5.pipelines.encoding import EncodingPipeline
 from kandinsky5.pipelines.room import leave, planned
-from kandinsky5.prompts import TEMPLATES, clean
+from kandinsky5.prompts import clean
 from kandinsky5.records import Conditioning
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """What one call asks for, in diffusers' words. None is the checkpoint's own default.
-
-    pictures: sources at the size of the result, none, one for all prompts or one each.
-    """
-
-    prompts: Prompts
-    width: int
-    height: int
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    num_images_per_prompt: int | None
-    generator: torch.Generator | list[torch.Generator] | None
-    latents: Tensor | None
-    output_type: str
-    callback: StepCallback | None
-    callback_tensors: list[str]
-    max_sequence_length: int
-    pictures: Sequence[Image.Image] = ()
-
-    def __post_init__(self) -> None:
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise RequestError(f"num_inference_steps={self.num_inference_steps} must be at least 1.")
-        if self.per_prompt < 1:
-            raise RequestError(f"num_images_per_prompt={self.per_prompt} must be at least 1.")
-        if self.output_type not in OUTPUT_TYPES:
-            raise RequestError(f"output_type={self.output_type!r} must be one of {', '.join(OUTPUT_TYPES)}.")
-
-    @property
-    def per_prompt(self) -> int:
-        """Pictures a prompt."""
-        return 1 if self.num_images_per_prompt is None else self.num_images_per_prompt
-
-    @property
-    def rows(self) -> int:
-        """Pictures in all."""
-        return len(self.prompts) * self.per_prompt
-
-    @property
-    def picture_rows(self) -> list[int]:
-        """For each picture to draw, which source it is made of."""
-        return [row // self.per_prompt if len(self.pictures) > 1 else 0 for row in range(self.rows)]
-
-
-class DrawingPipeline(ImagePipeline):
+class DrawingPipeline(EncodingPipeline):
     """The stages of a call over the components of `ImagePipeline`."""
 
     # -- State that a callback may read and change during a call ----------------------------------------------------
@@ -121,7 +73,7 @@ class DrawingPipeline(ImagePipeline):
         """The run of a call before its first step: noise, encoded prompts, encoded sources."""
         self._guidance_scale = self.default_guidance if call.guidance_scale is None else call.guidance_scale
         device, channels = self._execution_device, self.transformer.config.out_visual_dim
-        start = self.prepare_latents(
+        start = self._start(
             *(call.rows, channels, call.height, call.width),
             *(torch.float32, device, call.generator, call.latents),
         )
@@ -137,28 +89,34 @@ class DrawingPipeline(ImagePipeline):
         )
 
     def _check(
-        self, width: int, height: int, callback_tensors: list[str] | None, max_sequence_length: int | None
+        self, width: int, height: int, callback_tensors: list[str] | None, output_type: str | None = None
     ) -> None:
-        """Refuse what no pipeline can carry out."""
+        """Refuse what no pipeline can carry out; components that are missing first."""
+        for name, is_needed in (
+            ("transformer", True),
+            ("scheduler", True),
+            ("vae", output_type not in (None, "latent")),
+        ):
+            if is_needed and getattr(self, name) is None:
+                hint = ', or ask for output_type="latent"' if name == "vae" else ""
+                raise RequestError(
+                    f"This pipeline was loaded without its {name}, and cannot draw; load it{hint}."
+                )
         check_size(
             width, height, multiple=self.vae_scale_factor_spatial * self.transformer.config.patch_size[1]
         )
-        if max_sequence_length is not None and not 1 <= max_sequence_length <= MAX_TEXT_POSITIONS:
-            raise RequestError(
-                f"max_sequence_length={max_sequence_length} must be from 1 to {MAX_TEXT_POSITIONS}."
-            )
         unknown = set(callback_tensors or ()) - set(self._callback_tensor_inputs)
         if unknown:
             raise RequestError(
                 f"callback_on_step_end_tensor_inputs {sorted(unknown)} must be among {self._callback_tensor_inputs}."
             )
 
-    def prepare_latents(
+    def _start(
         self,
         batch_size: int,
-        num_channels_latents: int = 16,
-        height: int = 1024,
-        width: int = 1024,
+        channels: int,
+        height: int,
+        width: int,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -167,11 +125,12 @@ class DrawingPipeline(ImagePipeline):
         """Starting noise (batch_size, 1, height / 8, width / 8, channels), or the caller's latents, checked and moved.
 
         Raises:
-            RequestError: latents of another shape, or a list of generators that is not one a picture.
+            RequestError: latents that are no tensor or of another shape, or a list of generators that is not one a
+                picture.
         """
         device = device or self._execution_device
         factor = self.vae_scale_factor_spatial
-        shape = (batch_size, 1, height // factor, width // factor, num_channels_latents)
+        shape = (batch_size, 1, height // factor, width // factor, channels)
         latent_stage.check_generators(generator, batch_size)
         if latents is None:
             return latent_stage.noise(
@@ -180,10 +139,11 @@ class DrawingPipeline(ImagePipeline):
                 device=device,
                 dtype=dtype or torch.float32,
             )
-        if tuple(latents.shape) != shape:
+        if not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
+            given = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
             raise RequestError(
-                f"latents must be (pictures, 1, height / {factor}, width / {factor}, channels) = {shape}, got "
-                f"{tuple(latents.shape)}."
+                f"latents must be a tensor (pictures, 1, height / {factor}, width / {factor}, channels) = {shape}, got "
+                f"{given}."
             )
         return latents.to(device=device, dtype=dtype)
 
@@ -199,58 +159,6 @@ class DrawingPipeline(ImagePipeline):
             return prompts.repeat(call.per_prompt).to(self._execution_device, self.transformer.dtype)
 
         return rows(positive), None if negative is None else rows(negative)
-
-    def _encoded(
-        self,
-        prompts: Prompts,
-        pictures: Sequence[Image.Image],
-        max_sequence_length: int,
-        *,
-        guided: bool = False,
-    ) -> tuple[Conditioning, Conditioning | None]:
-        """One row a prompt for the positive branch, and if `guided` for the negative; `pictures` as in a `Call`."""
-        return prompts.encoded(
-            lambda texts, shown: self._encode(texts, max_sequence_length, shown),
-            guided=guided,
-            pictures=[self._shown(picture) for picture in pictures],
-        )
-
-    def _prompt_tensors(
-        self,
-        prompts: Prompts,
-        pictures: Sequence[Image.Image],
-        max_sequence_length: int,
-        per_prompt: int,
-        device: torch.device | None,
-        dtype: torch.dtype | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `encode_prompt` of both pipelines gives, in diffusers' form."""
-        positive, _ = self._encoded(prompts, pictures, max_sequence_length)
-        positive = positive.to(device, dtype).repeat(per_prompt)
-        return positive.text, positive.pooled, positive.cu_seqlens
-
-    def _encode(
-        self, texts: Sequence[str], max_sequence_length: int, shown: Sequence[Image.Image] = ()
-    ) -> Conditioning:
-        """A row a text; `shown` are the pictures that the vision tower sees, none or one a text."""
-        if self.text_encoder is None or self.text_encoder_2 is None:
-            raise RequestError(
-                "This pipeline was loaded without its text encoders; pass precomputed prompt embeddings (and negative "
-                "ones, or guidance_scale=1)."
-            )
-        return encode_prompts(
-            [clean(text) for text in texts],
-            TEMPLATES[self.task, self.config.template],
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer_2=self.tokenizer_2,
-            max_tokens=max_sequence_length,
-            device=self._execution_device,
-            dtype=self.text_encoder.dtype,
-            pictures=shown,
-            picture_processor=self.picture_processor if shown else None,
-        )
 
     def expand_prompt(self, prompt: str, image: Image.Image | None = None) -> str:
         """The prompt written out by the text encoder, for `prompt=` of a call; 256 tokens at most.
@@ -274,30 +182,19 @@ class DrawingPipeline(ImagePipeline):
             raise RequestError("This pipeline was loaded without its text encoder, which writes prompts out.")
         bring_in(self.text_encoder, ["head"])
         seen = None if picture is None else view(self._shown(picture), self.picture_processor)
-        with planned(self.plan):
-            yield from expand(
-                clean(prompt),
-                "text-to-image" if seen is None else "editing",
-                text_encoder=self.text_encoder,
-                tokenizer=self.tokenizer,
-                device=self._execution_device,
-                seen=seen,
-            )
-
-    def picture_tokens(self, picture: Image.Image) -> int:
-        """How many tokens the text encoder is given of a source at the size of its edit."""
-        return view(self._shown(picture), self.picture_processor).tokens
-
-    def _shown(self, picture: Image.Image) -> Image.Image:
-        """What the vision tower sees: half the picture, or half of what it would be at the native area."""
-        return halved(picture, self.default_size[0] * self.default_size[1])
-
-    @property
-    def picture_processor(self) -> Qwen2VLImageProcessorPil:
-        """Qwen's image processor as the checkpoint sets it; the half of it that needs no torchvision."""
-        return build_picture_processor(
-            self.tokenizer, self._processor, self.text_encoder.config.vision_config
-        )
+        try:
+            with planned(self.plan):
+                yield from expand(
+                    clean(prompt),
+                    "text-to-image" if seen is None else "editing",
+                    text_encoder=self.text_encoder,
+                    tokenizer=self.tokenizer,
+                    device=self._execution_device,
+                    seen=seen,
+                )
+        finally:  # also where the caller gives up
+            leave(self.plan, self.text_encoder)
+            self.maybe_free_model_hooks()
 
     def _source(self, call: Call, start: Tensor) -> Tensor | None:
         """(B, 1, h, w, C + 1) latents and mask of the sources for an editing network, else None.
@@ -308,8 +205,17 @@ class DrawingPipeline(ImagePipeline):
             return None
         if not call.pictures:
             return start.new_zeros(*start.shape[:-1], start.shape[-1] + 1)
-        pixels = to_pixels(call.pictures).to(self._execution_device)
-        latents = latent_stage.encode(pixels, self.vae, rows=call.picture_rows, generator=call.generator)
+        return self._source_of(call.pictures, call.picture_rows, call.generator)
+
+    def _source_of(
+        self,
+        pictures: Sequence[Image.Image],
+        rows: Sequence[int],
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Tensor:
+        """(B, 1, h, w, C + 1) samples of the pictures' latents, and a mask of ones; `rows`: of which picture each."""
+        pixels = to_pixels(pictures).to(self._execution_device)
+        latents = latent_stage.encode(pixels, self.vae, rows=rows, generator=generator)
         return torch.cat([latents, torch.ones_like(latents[..., :1])], dim=-1)
 
     def _denoise(self, run: denoise.Run, steps: int, device: torch.device, call: Call) -> None:
@@ -338,8 +244,8 @@ class DrawingPipeline(ImagePipeline):
         """Pixels; in tiles from now on where a plan hoped for more memory than there is."""
         try:
             return latent_stage.decode(latents, self.vae)
-        except torch.OutOfMemoryError:
-            if self.plan is None or self.plan.tile is not None:
+        except (RuntimeError, MemoryError) as error:
+            if self.plan is None or self.plan.tile is not None or not is_out_of_memory(error):
                 raise
         logger.warning(
             "No memory to decode whole pictures; decoding in tiles of %d pixels.", latent_stage.TILE

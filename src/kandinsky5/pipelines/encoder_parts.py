@@ -22,6 +22,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 from kandinsky5.checkpoint.finite import check_finite
 from kandinsky5.checkpoint.on_disk import TensorsOnDisk
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
+from kandinsky5.checkpoint.turn import TURN
 from kandinsky5.errors import RequestError
 
 TextEncoderPart = Literal["vision", "head"]
@@ -179,7 +180,7 @@ def _load(encoder: nn.Module, part: TextEncoderPart, place: PartOnDisk) -> nn.Mo
             f"The text encoder is quantised and its {DESCRIBED[part]} on disk is not: load it with "
             f'from_pretrained(..., text_encoder_parts=["{part}"], quantization_config=...).'
         )
-    with init_empty_weights(include_buffers=False):
+    with TURN, init_empty_weights(include_buffers=False):
         module = type(encoder)(encoder.config).get_submodule(TEXT_ENCODER_PARTS[part])
     module.load_state_dict(
         {name: tensor.to(device, place.dtype, copy=True) for name, tensor in place.tensors.read()},

@@ -5,8 +5,6 @@ files hold, and the components without weights, loaded. Each model's `config.jso
 and shapes of the stored tensors are held to it; a library would fill what is missing with random numbers.
 """
 
-import importlib
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +12,14 @@ from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
-from transformers import (
-    CLIPTextModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import CLIPTextModel, Qwen2_5_VLForConditionalGeneration
 
 from kandinsky5.checkpoint.document import read_object, reason
-from kandinsky5.checkpoint.packing import stored_format
+from kandinsky5.checkpoint.packing import PLAIN, stored_format
+from kandinsky5.checkpoint.quantizer import check_quantizer
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
+from kandinsky5.checkpoint.turn import TURN
 from kandinsky5.checkpoint.weights import (
     Library,
     common_dtype,
@@ -34,19 +28,17 @@ from kandinsky5.checkpoint.weights import (
     read_weights,
     unpacked_dtype,
 )
-from kandinsky5.errors import CheckpointError
+from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.model.layout import check_config
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.pipelines.config_numbers import check_sizes, check_vae
 from kandinsky5.pipelines.encoder_parts import leaving_out
 from kandinsky5.pipelines.published import NETWORK_CLASS, with_our_classes
 from kandinsky5.pipelines.stored_names import clip_name, qwen_name, vae_name
+from kandinsky5.pipelines.weightless import LIGHT, load_light
 from kandinsky5.prompts import TEMPLATE_NAMES
 
 INDEX = "model_index.json"
-LARGEST_NUMBER = 2**31
-LAYER_COUNTS = ("num_hidden_layers", "depth", "layers_per_block", "num_labels", "num_key_value_heads")
-"""Fields of the libraries' configs that say how much is built: each layer has tensors, so more is a lie."""
-
 NO_LONGER_STORED = ("position_ids", "inv_freq")
 """Buffers that older versions of the libraries stored. Other tensors with no place in the model are a lie of the
 config, unless they belong to a part that the model does not have (the picture half of a whole CLIP)."""
@@ -68,12 +60,6 @@ KINDS: Mapping[str, ModelKind] = {
     ),
     "text_encoder_2": ModelKind(library="transformers", model=CLIPTextModel, current_name=clip_name),
 }
-LIGHT: Mapping[str, tuple[type, ...]] = {
-    "scheduler": (SchedulerMixin,),
-    "tokenizer": (PreTrainedTokenizerBase, ProcessorMixin),
-    "tokenizer_2": (PreTrainedTokenizerBase,),
-}
-"""Components without weights, and what their class must be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +82,25 @@ class CheckedFolder:
     light: dict[str, Any]
 
     @property
+    def absent(self) -> dict[str, None]:
+        """Components that the folder was saved without."""
+        return {
+            name: None for name in ("transformer", *KINDS, *LIGHT) if self.index.get(name) == [None, None]
+        }
+
+    @property
     def dtypes(self) -> dict[str, torch.dtype | None]:
         """What to load each component in so that what is stored is kept; None leaves it to the network's class."""
         stored = {name: model.dtype for name, model in self.models.items()}
         return {"transformer": None, **stored, "default": torch.float32}
+
+    def dtypes_for(self, asked: Any) -> Any:
+        """The dtypes to load in: what a caller asks for (one, or one a component), and what is stored of the rest."""
+        if asked is None:
+            return self.dtypes
+        if not isinstance(asked, dict) or asked.get("default") is not None:
+            return asked
+        return {**self.dtypes, **{name: dtype for name, dtype in asked.items() if dtype is not None}}
 
 
 def check_folder(folder: Path, brought: Collection[str] = (), variant: str | None = None) -> CheckedFolder:
@@ -113,6 +114,7 @@ def check_folder(folder: Path, brought: Collection[str] = (), variant: str | Non
     Raises:
         CheckpointError: naming the file and, where there is one, the tensor. The network's own tensors are checked by
             its class, when it loads.
+        RequestError: a variant that no component has.
     """
     index = _read_index(folder, brought)
     wanted = [
@@ -123,10 +125,23 @@ def check_folder(folder: Path, brought: Collection[str] = (), variant: str | Non
     for name in wanted:
         if not (folder / name).is_dir():
             raise CheckpointError(f"{folder} has no folder {name!r}, which its {INDEX} names.")
+    models_wanted = [name for name in wanted if name not in LIGHT]
+    if variant is not None and models_wanted:
+        _check_variant(folder, models_wanted, variant)
     ours = with_our_classes(dict(index))
     models = {name: _check_model(name, folder / name, variant) for name in wanted if name in KINDS}
-    light = {name: _load_light(name, ours[name], folder / name) for name in wanted if name in LIGHT}
+    light = {name: load_light(name, ours[name], folder / name) for name in wanted if name in LIGHT}
     return CheckedFolder(index=index, models=models, light=light)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Qwen's tokenizer, or the processor that it is part of, of a pipeline's folder.
+
+    Raises:
+        CheckpointError: as `check_folder`, of the index and of the tokenizer's own files.
+    """
+    index = with_our_classes(dict(_read_index(folder, brought=())))
+    return load_light("tokenizer", index["tokenizer"], folder / "tokenizer")
 
 
 def stored_tensors(name: str, folder: Path, variant: str | None = None) -> dict[str, StoredTensor]:
@@ -178,19 +193,21 @@ def _check_model(name: str, folder: Path, variant: str | None) -> CheckedModel:
     """Hold a library's model to its config."""
     kind, file = KINDS[name], folder / "config.json"
     config = read_object(file)
+    _check_no_adapter(folder)
     stored = stored_weights(folder, kind.library, variant)
-    _check_sizes(config, len(stored), file)
+    check_sizes(config, len(stored), file)
     if name == "vae":
-        _check_vae(config, file)
+        check_vae(config, len(stored), file)
+    check_quantizer(config, kind.library, file)
     model = _empty(kind, config, file)
     expected = {kind.current_name(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     for tied in _tied(model):
         expected.pop(kind.current_name(tied), None)
     trees = {key.partition(".")[0] for key in expected}
     renamed = _renamed(stored, kind, folder)
-    if config.get("quantization_config") is not None:  # packed by a library that names tensors itself
-        if stored_format(config) is not None:
-            compare_packed(renamed, expected, folder)
+    form = stored_format(config)
+    if form != PLAIN:
+        compare_packed(renamed, expected, folder, form)
         return CheckedModel(tensors=renamed, dtype=unpacked_dtype(renamed, expected), is_packed=True)
     compare(
         {
@@ -209,9 +226,10 @@ def empty_network(folder: Path, variant: str | None = None) -> Kandinsky5Transfo
     file = folder / Kandinsky5Transformer3DModel.config_name
     config = read_object(file)
     check_config(config, stored_weights(folder, "diffusers", variant), file)
+    check_quantizer(config, "diffusers", file)
     config.pop("quantization_config", None)
     try:
-        with torch.device("meta"):
+        with TURN, torch.device("meta"):
             return Kandinsky5Transformer3DModel.from_config(config)
     except Exception as error:  # whatever a lying config leads to
         raise CheckpointError(f"{file} describes no network that can be built: {reason(error)}") from error
@@ -231,7 +249,11 @@ def empty_model(name: str, folder: Path, variant: str | None = None, *, sees: bo
     """
     kind, file = KINDS[name], folder / "config.json"
     config = read_object(file)
-    _check_sizes(config, len(stored_weights(folder, kind.library, variant)), file)
+    tensors = len(stored_weights(folder, kind.library, variant))
+    check_sizes(config, tensors, file)
+    if name == "vae":
+        check_vae(config, tensors, file)
+    check_quantizer(config, kind.library, file)
     config.pop("quantization_config", None)
     with leaving_out(["head"] if sees else ["head", "vision"]):
         return _empty(kind, config, file)
@@ -239,13 +261,36 @@ def empty_model(name: str, folder: Path, variant: str | None = None, *, sees: bo
 
 def stored_weights(folder: Path, library: Library, variant: str | None = None) -> Mapping[str, StoredTensor]:
     """The tensors of a component's files: of a variant, or without it where there is none."""
-    in_variant = variant is not None and next(folder.glob(f"*.{variant}*"), None) is not None
+    in_variant = variant is not None and _has_variant(folder, variant)
     return read_weights(folder, library, variant if in_variant else None)
+
+
+def _has_variant(folder: Path, variant: str) -> bool:
+    names = [file.name for file in folder.glob("*") if file.suffix in (".safetensors", ".json")]
+    return any(f".{variant}." in name or f".{variant}-" in name for name in names)
+
+
+def _check_variant(folder: Path, names: Collection[str], variant: str) -> None:
+    """Refuse a variant that no component has, which would be the usual weights under another name."""
+    if not any(_has_variant(folder / name, variant) for name in names):
+        raise RequestError(
+            f"{folder} has no weights of variant {variant!r} in {', '.join(names)}; leave variant out."
+        )
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """A config that makes transformers load another model than the folder's, from wherever it says."""
+    file = folder / "adapter_config.json"
+    if file.exists():
+        raise CheckpointError(
+            f"{file} would have an adapter loaded, onto weights from elsewhere; remove it, and load the adapter with "
+            "load_lora_weights."
+        )
 
 
 def _empty(kind: ModelKind, config: dict[str, Any], file: Path) -> nn.Module:
     try:
-        with torch.device("meta"):
+        with TURN, torch.device("meta"):
             return _build(kind, config)
     except Exception as error:  # whatever a lying config leads to
         raise CheckpointError(
@@ -277,47 +322,3 @@ def _renamed(stored: Mapping[str, StoredTensor], kind: ModelKind, folder: Path) 
             raise CheckpointError(f"Tensor {name!r} in {tensor.file} is in {folder} under another name too.")
         renamed[current] = tensor
     return renamed
-
-
-def _check_sizes(config: Any, tensors: int, file: Path) -> None:
-    """Refuse numbers that would make a library build without end."""
-    if isinstance(config, list):
-        for value in config:
-            _check_sizes(value, tensors, file)
-    elif isinstance(config, dict):
-        for key, value in config.items():
-            _check_sizes(value, tensors, file)
-            if key in LAYER_COUNTS and type(value) in (int, float) and not 0 <= value <= tensors:
-                raise CheckpointError(f"{file}: {key} is {str(value)[:80]}, but there are {tensors} tensors.")
-    elif type(config) in (int, float) and not abs(config) < LARGEST_NUMBER:
-        raise CheckpointError(f"{file} has the number {str(config)[:80]}, which no size or setting is.")
-
-
-def _check_vae(config: Mapping[str, Any], file: Path) -> None:
-    """The two settings of the autoencoder that the pipelines read."""
-    size = config.get("sample_size", 1024)
-    sides = size if isinstance(size, list) else [size]
-    if len(sides) > 2 or not all(type(side) is int and 1 <= side <= 2**16 for side in sides) or not sides:
-        raise CheckpointError(
-            f"{file}: sample_size must be one or two sides in pixels, not {str(size)[:80]}."
-        )
-    scale = config.get("scaling_factor", 1.0)
-    if type(scale) not in (int, float) or not math.isfinite(scale) or scale <= 0:
-        raise CheckpointError(f"{file}: scaling_factor must be a number above 0, not {str(scale)[:80]}.")
-
-
-def _load_light(name: str, entry: list[str], folder: Path) -> Any:
-    """A scheduler, tokenizer or processor; its files have no weights, so loading is the check."""
-    for file in folder.glob("*.json"):
-        if file.name not in ("merges.json", "added_tokens.json", "vocab.json"):
-            read_object(file)
-    try:
-        loaded_class = getattr(importlib.import_module(entry[0]), entry[1])
-        if not issubclass(loaded_class, LIGHT[name]):
-            raise TypeError(f"{entry[1]} is no {' or '.join(kind.__name__ for kind in LIGHT[name])}")
-        loaded = loaded_class.from_pretrained(str(folder))
-    except Exception as error:  # whatever damaged files lead to
-        raise CheckpointError(
-            f"{folder} cannot be loaded as {entry[1]}: {type(error).__name__}: {reason(error)}"
-        ) from error
-    return loaded

@@ -14,8 +14,9 @@ from torch import Tensor
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import FitKind, nearest_native, same_shape, side_for
 from kandinsky5.pictures import Fit, as_pictures, fit_picture
+from kandinsky5.pipelines.call import Call, index_of
 from kandinsky5.pipelines.callbacks import StepCallback, tensor_inputs
-from kandinsky5.pipelines.drawing import Call, DrawingPipeline
+from kandinsky5.pipelines.drawing import DrawingPipeline
 from kandinsky5.pipelines.encoder_parts import TextEncoderPart
 from kandinsky5.pipelines.output import KandinskyImagePipelineOutput
 from kandinsky5.pipelines.prompt_input import Prompts
@@ -36,6 +37,7 @@ class Kandinsky5I2IPipeline(DrawingPipeline):
     """
 
     task: ClassVar[Task] = "editing"
+    text_limit: ClassVar[int] = 1024
     text_encoder_parts: ClassVar[tuple[TextEncoderPart, ...]] = ("vision",)
 
     @classmethod
@@ -71,7 +73,7 @@ class Kandinsky5I2IPipeline(DrawingPipeline):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-        max_sequence_length: int = 1024,
+        max_sequence_length: int | None = 1024,
         size: SizeRule = "native",
         fit: FitKind = "cover",
     ) -> KandinskyImagePipelineOutput | tuple:
@@ -103,14 +105,11 @@ class Kandinsky5I2IPipeline(DrawingPipeline):
             *(negative_prompt_embeds_qwen, negative_prompt_embeds_clip),
             *(prompt_cu_seqlens, negative_prompt_cu_seqlens),
         )
-        if self.vae is None:
-            raise RequestError(
-                "This pipeline was loaded without its autoencoder, which an edit needs for its source."
-            )
+        self._check_autoencoder()
         sources = as_pictures(image)
         prompts.check_pictures(len(sources))
         width, height = self.edit_size([source.size for source in sources], height, width, size)
-        self._check(width, height, names, max_sequence_length)
+        self._check(width, height, names, output_type)
         fitted = [fit_picture(source, (width, height), fit) for source in sources]
         drawn = self._draw(
             Call(
@@ -125,7 +124,7 @@ class Kandinsky5I2IPipeline(DrawingPipeline):
                 output_type=output_type,
                 callback=callback_on_step_end,
                 callback_tensors=names,
-                max_sequence_length=max_sequence_length,
+                max_sequence_length=self._kept_tokens(max_sequence_length),
                 pictures=[picture for picture, _ in fitted],
             )
         )
@@ -142,10 +141,12 @@ class Kandinsky5I2IPipeline(DrawingPipeline):
         """(width, height) of the edits of sources of these (width, height), by the rules of the call.
 
         Raises:
-            RequestError: an unknown rule, a rule beside a side, or sources that ask for several sizes.
+            RequestError: an unknown rule, a rule beside a side, a side that the other cannot follow, or sources that
+                ask for several sizes.
         """
         if size not in SIZE_RULES:
             raise RequestError(f"size={size!r} is not one of {', '.join(SIZE_RULES)}.")
+        height, width = index_of(height), index_of(width)
         if size == "source" and (width is not None or height is not None):
             raise RequestError("size='source' chooses height and width; leave them out.")
         if width is not None and height is not None:
@@ -196,14 +197,61 @@ class Kandinsky5I2IPipeline(DrawingPipeline):
             *(prompt_cu_seqlens, negative_prompt_cu_seqlens),
         )
         prompts.check_pictures(len(as_pictures(image)))
-        self._check(width, height, callback_on_step_end_tensor_inputs, max_sequence_length)
+        self._check(index_of(width), index_of(height), callback_on_step_end_tensor_inputs)
+        self._kept_tokens(max_sequence_length)
+
+    @torch.no_grad()
+    def prepare_latents(
+        self,
+        image: Any,
+        batch_size: int,
+        num_channels_latents: int = 16,
+        height: int = 1024,
+        width: int = 1024,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        fit: FitKind = "cover",
+    ) -> Tensor:
+        """What the network of an edit is given first: noise, then the sources' latents, then ones, on the channels.
+
+        Args:
+            image: one source for all rows, or one for each prompt, whose rows are next to each other.
+            batch_size: rows, which are pictures to draw.
+            latents: instead of the noise; or all channels, which are moved and given back, as diffusers does.
+            fit: how a source of another shape is brought to the size.
+
+        Returns:
+            (batch_size, 1, height / 8, width / 8, 2 C + 1) in `dtype`, float32 by default.
+
+        Raises:
+            RequestError: sources that fit neither all rows nor a part each, and as `Kandinsky5T2IPipeline`'s.
+        """
+        if isinstance(latents, Tensor) and latents.shape[-1] == 2 * num_channels_latents + 1:
+            return latents.to(device=device, dtype=dtype)
+        self._check_autoencoder()
+        pictures = [fit_picture(source, (width, height), fit)[0] for source in as_pictures(image)]
+        if batch_size % len(pictures):
+            raise RequestError(f"{len(pictures)} source pictures for {batch_size} rows; each needs as many.")
+        start = self._start(
+            batch_size, num_channels_latents, height, width, dtype, device, generator, latents
+        )
+        rows = [row * len(pictures) // batch_size for row in range(batch_size)]
+        return torch.cat([start, self._source_of(pictures, rows, generator).to(start)], dim=-1)
+
+    def _check_autoencoder(self) -> None:
+        if self.vae is None:
+            raise RequestError(
+                "This pipeline was loaded without its autoencoder, which an edit needs for its source."
+            )
 
     def encode_prompt(
         self,
         prompt: str | list[str],
         image: Any,
         num_images_per_prompt: int = 1,
-        max_sequence_length: int = 1024,
+        max_sequence_length: int | None = 1024,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         height: int | None = None,

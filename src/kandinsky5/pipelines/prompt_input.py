@@ -42,6 +42,10 @@ class PromptInput:
             RequestError: a prompt that is not text, or embeddings that are incomplete or contradict each other.
         """
         tensors = (embeds_qwen, embeds_clip, cu_seqlens)
+        if odd := [tensor for tensor in tensors if tensor is not None and not isinstance(tensor, Tensor)]:
+            raise RequestError(
+                f"The precomputed embeddings of `{name}` must be tensors, not a {type(odd[0]).__name__}."
+            )
         if embeds_qwen is not None and embeds_clip is not None and cu_seqlens is not None:
             if prompt is not None:
                 raise RequestError(f"Pass either `{name}` or its precomputed embeddings, not both.")
@@ -109,6 +113,8 @@ class Prompts:
     @classmethod
     def of_texts(cls, prompt: str | list[str]) -> Self:
         """Prompts without negatives. Raises RequestError for what is no text."""
+        if prompt is None:
+            raise RequestError('Nothing to encode: pass `prompt`, which may be "".')
         return cls(positive=PromptInput.from_call("prompt", prompt, None, None, None), negative=PromptInput())
 
     def __len__(self) -> int:
@@ -146,6 +152,8 @@ class Prompts:
                 assert encoded is not None
                 stop = start + max(len(branch), len(pictures))
                 part, start = encoded.rows(start, stop), stop
+            else:
+                part = part.rows(0, len(part))  # without padding that no row needs
             results.append(part if len(part) == len(self) else part.repeat(len(self)))
         return results[0], results[1] if guided else None
 

@@ -6,8 +6,8 @@ library that reads the layout finds what it knows. Comes in and goes out: the in
 know pipelines, tensors and paths.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 from transformers.utils import is_torchvision_available
 
@@ -35,11 +35,16 @@ def with_our_classes(index: Any) -> Any:
 def published_index(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of `model_index.json` as they are written: our network under the library where others look for it."""
     return {
-        name: ("diffusers", entry[1]) if entry[0] == NETWORK_MODULE else entry
+        name: ("diffusers", entry[1]) if _is_pair(entry) and entry[0] == NETWORK_MODULE else entry
         for name, entry in entries.items()
     }
 
 
 def _class_of(index: Mapping[str, Any], component: str) -> str | None:
     entry = index.get(component)
-    return entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 else None
+    return entry[1] if _is_pair(entry) else None
+
+
+def _is_pair(entry: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether an entry is of a component: its library and class. Settings are entries too."""
+    return isinstance(entry, list | tuple) and len(entry) == 2

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kandinsky5.errors import CapacityError
+from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.streaming import release
 
 
@@ -34,7 +35,9 @@ def planned(plan: Any) -> Iterator[None]:
         torch.cuda.reset_peak_memory_stats(device)
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         reached = f" {peak / 1e9:.1f} GB were reached." if peak else ""
         raise CapacityError(

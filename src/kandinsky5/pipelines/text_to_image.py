@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kandinsky5.pipelines.call import Call, index_of
 from kandinsky5.pipelines.callbacks import StepCallback, tensor_inputs
-from kandinsky5.pipelines.drawing import Call, DrawingPipeline
+from kandinsky5.pipelines.drawing import DrawingPipeline
 from kandinsky5.pipelines.output import KandinskyImagePipelineOutput
 from kandinsky5.pipelines.prompt_input import Prompts
 from kandinsky5.prompts import Task
@@ -25,6 +26,7 @@ class Kandinsky5T2IPipeline(DrawingPipeline):
     """
 
     task: ClassVar[Task] = "text-to-image"
+    text_limit: ClassVar[int] = 512
 
     @torch.no_grad()
     def __call__(
@@ -48,7 +50,7 @@ class Kandinsky5T2IPipeline(DrawingPipeline):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-        max_sequence_length: int = 512,
+        max_sequence_length: int | None = 512,
     ) -> KandinskyImagePipelineOutput | tuple:
         """Draw pictures.
 
@@ -76,10 +78,10 @@ class Kandinsky5T2IPipeline(DrawingPipeline):
         Raises:
             RequestError (a ValueError): arguments that cannot be carried out, before any model runs.
         """
-        width = self.default_size[0] if width is None else width
-        height = self.default_size[1] if height is None else height
+        width = self.default_size[0] if width is None else index_of(width)
+        height = self.default_size[1] if height is None else index_of(height)
         names = tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self._check(width, height, names, max_sequence_length)
+        self._check(width, height, names, output_type)
         image = self._draw(
             Call(
                 prompts=Prompts.from_call(
@@ -98,7 +100,7 @@ class Kandinsky5T2IPipeline(DrawingPipeline):
                 output_type=output_type,
                 callback=callback_on_step_end,
                 callback_tensors=names,
-                max_sequence_length=max_sequence_length,
+                max_sequence_length=self._kept_tokens(max_sequence_length),
             )
         )
         return KandinskyImagePipelineOutput(image=image) if return_dict else (image,)
@@ -121,7 +123,8 @@ class Kandinsky5T2IPipeline(DrawingPipeline):
         max_sequence_length: int | None = None,
     ) -> None:
         """Refuse arguments that cannot be carried out; the first that is wrong raises a RequestError."""
-        self._check(width, height, callback_on_step_end_tensor_inputs, max_sequence_length)
+        self._check(index_of(width), index_of(height), callback_on_step_end_tensor_inputs)
+        self._kept_tokens(max_sequence_length)
         Prompts.from_call(
             *(prompt, negative_prompt),
             *(prompt_embeds_qwen, prompt_embeds_clip),
@@ -129,11 +132,29 @@ class Kandinsky5T2IPipeline(DrawingPipeline):
             *(prompt_cu_seqlens, negative_prompt_cu_seqlens),
         )
 
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int = 16,
+        height: int = 1024,
+        width: int = 1024,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Starting noise (batch_size, 1, height / 8, width / 8, channels), or the caller's latents, checked and moved.
+
+        Raises:
+            RequestError: latents of another shape, or a list of generators that is not one a picture.
+        """
+        return self._start(batch_size, num_channels_latents, height, width, dtype, device, generator, latents)
+
     def encode_prompt(
         self,
         prompt: str | list[str],
         num_images_per_prompt: int = 1,
-        max_sequence_length: int = 512,
+        max_sequence_length: int | None = 512,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,6 +163,9 @@ class Kandinsky5T2IPipeline(DrawingPipeline):
         Returns:
             Text states (B, L, E) padded on the right, pooled vectors (B, P), cumulative lengths (B + 1,) int32, where
             B is the number of prompts times `num_images_per_prompt`, each prompt's rows next to each other.
+
+        Raises:
+            RequestError: no prompt, a number out of bounds, or a pipeline without encoders.
         """
         prompts = Prompts.of_texts(prompt)
         return self._prompt_tensors(prompts, (), max_sequence_length, num_images_per_prompt, device, dtype)

@@ -23,8 +23,7 @@ from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.hub import missing_files
 from kandinsky5.hub.need import PARTS
 from kandinsky5.loading import load_pipeline
-from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
-from kandinsky5.pipelines.folder import check_folder
+from kandinsky5.pipelines.folder import check_folder, empty_network, load_tokenizer
 from kandinsky5.placement import is_out_of_memory, resolve_device, resolve_dtype
 from kandinsky5.prompts import TEMPLATES, Task, crop
 from kandinsky5.variants import Variant
@@ -76,12 +75,13 @@ class _Skipped(Exception):  # noqa: N818 - an ending, not an error
 
 @dataclass(kw_only=True)
 class _Subject:
-    """What is being checked, and the pipeline once it is loaded."""
+    """What is being checked, and tokenizer and pipeline once they are loaded."""
 
     folder: Path
     variant: Variant | None
     device: str
     dtype: str
+    tokenizer: Any = None
     pipeline: "Kandinsky5T2IPipeline | None" = field(default=None)
 
     @property
@@ -182,19 +182,22 @@ def _network_config(subject: _Subject) -> str:
 
 
 def _network_tensors(subject: _Subject) -> str:
-    with torch.device("meta"):
-        network = Kandinsky5Transformer3DModel.from_config(subject.config)
+    network = empty_network(subject.folder / "transformer")
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     stored = read_weights(subject.folder / "transformer", "diffusers")
     form = stored_format(subject.config)
-    (compare if form == PLAIN else compare_packed)(stored, expected, subject.folder / "transformer")
+    if form == PLAIN:
+        compare(stored, expected, subject.folder / "transformer")
+    else:
+        compare_packed(stored, expected, subject.folder / "transformer", form)
     parameters = sum(math.prod(shape) for shape in expected.values())
     packed = "" if form == PLAIN else f", packed ({form})"
     return f"{len(stored)} tensors, {parameters / 1e6:.1f} M parameters, as the config says{packed}"
 
 
 def _other_components(subject: _Subject) -> str:
-    check_folder(subject.folder, brought=("transformer",))
+    checked = check_folder(subject.folder, brought=("transformer",))
+    subject.tokenizer = checked.light.get("tokenizer")
     return "tensors of autoencoder and encoders as their configs say; tokenizers and scheduler load"
 
 
@@ -211,9 +214,8 @@ def _dtypes(subject: _Subject) -> str:
 
 
 def _template(subject: _Subject) -> str:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(subject.folder / "tokenizer", local_files_only=True)
+    loaded = subject.tokenizer or load_tokenizer(subject.folder)
+    tokenizer = getattr(loaded, "tokenizer", loaded)  # of a processor, where that can be built
     counts = {
         task: len(tokenizer(TEMPLATES[task, "release"].prefix)["input_ids"]) for task in QWEN_PREFIX_TOKENS
     }

@@ -1,0 +1,32 @@
+"""Whether a pipeline's components can be written as they are in memory.
+
+Comes in: components by name. Goes out: nothing, or a RequestError that says what would work; and those that the index
+does not know of yet. How they are written is the libraries' affair, and where `staging`'s.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from kandinsky5.errors import RequestError
+from kandinsky5.pipelines.quantization import is_packed_in_memory
+
+
+def check_savable(components: Mapping[str, Any]) -> None:
+    """Refuse models that are not whole in one place, or packed without a library that knows of it."""
+    for name, part in components.items():
+        if isinstance(part, nn.Module) and any(parameter.is_meta for parameter in part.parameters()):
+            raise RequestError(
+                f"Layers of {name!r} are offloaded one by one and not in one place to be saved from: call "
+                "remove_all_hooks() first."
+            )
+        if isinstance(part, nn.Module) and is_packed_in_memory(part):
+            raise RequestError(
+                f"{name!r} was packed when it was loaded (memory=): `kandinsky5 quantize` writes a packed folder."
+            )
+
+
+def joined_later(components: Mapping[str, Any], index: Mapping[str, Any]) -> dict[str, Any]:
+    """Components that were None when they were registered, whose entries diffusers leaves as they were."""
+    return {name: part for name, part in components.items() if part is not None and index[name][0] is None}
