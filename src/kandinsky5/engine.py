@@ -290,8 +290,14 @@ class Engine:
             "python": platform.python_version(),
             "device": self._device().type,
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
+            **self._mode(),
             **self._plan(),
         }
+
+    def _mode(self) -> Mapping[str, str]:
+        """The network's mode, where it is in one."""
+        path = self.pipeline.transformer.fast_path
+        return {} if path is None else {"mode": path.mode}
 
     def _plan(self) -> Mapping[str, str]:
         """What of a plan can change bytes."""

@@ -124,7 +124,13 @@ class CommandLine:
     budgets: list[Budget | None] = field(default_factory=list)
 
     def open(
-        self, model: str, device: str, dtype: str, task: Task, budget: Budget | None = None
+        self,
+        model: str,
+        device: str,
+        dtype: str,
+        task: Task,
+        budget: Budget | None = None,
+        mode: str | None = None,
     ) -> PlainEngine:
         self.opened.append((model, device, dtype))
         self.tasks.append(task)

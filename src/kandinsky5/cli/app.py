@@ -118,6 +118,8 @@ def _explain(error: Exception) -> tuple[int, str]:
     ):
         if isinstance(error, kind):
             return code, _one_line(str(error))
+    if isinstance(error, FloatingPointError):  # the engine's: it says what may help
+        return ExitCode.UNEXPECTED, _one_line(str(error))
     if hasattr(error, "format_message") and hasattr(
         error, "exit_code"
     ):  # typer's own: a wrong option or value

@@ -56,6 +56,7 @@ class Job:
     device: str
     dtype: str
     budget: Budget | None
+    mode: str | None
     format: PictureFormat
     quality: int | None
     overwrite: bool
@@ -143,7 +144,7 @@ def draw(job: Job, opener: OpenEngine) -> None:
         quieten_client(bars=True)
     # A download shows bars of its own, with better estimates than a spinner.
     with waiting(console, f"Loading {model.name}", shown=not job.quiet and model.hub_id is None):
-        engine = opener(job.model, job.device, job.dtype, job.task, job.budget)
+        engine = opener(job.model, job.device, job.dtype, job.task, job.budget, job.mode)
         for lora in job.loras:
             engine.adapters.add(lora.name, lora.source)
     source = job.source.picture if job.source is not None else None

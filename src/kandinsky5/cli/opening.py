@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kandinsky5.budget import Budget
 from kandinsky5.checkpoint.document import read_object
 from kandinsky5.cli.adapters import ChosenLora
-from kandinsky5.errors import CapacityError
+from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.prompts import Task
 from kandinsky5.variants import ModelSource, resolve_model
 
@@ -35,13 +35,16 @@ def open_engine(
     dtype: str,
     task: Task = "text-to-image",
     budget: Budget | None = None,
+    mode: str | None = None,
 ) -> "Engine":
-    """Load a model for a task, within a budget of memory if there is one, and put an engine around it.
+    """Load a model for a task, within a budget of memory or in a mode if there is one, and put an engine around it.
 
     Raises RequestError for options that name nothing, CheckpointError for files that cannot be read, CapacityError
     when the device has no room.
     """
     source = resolve_model(model)
+    if mode is not None and budget is not None:
+        raise RequestError("--memory chooses how the network computes, too: leave --mode out, or --memory.")
     if _cores_are_busy():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by OpenMP when torch loads
     from diffusers.utils import logging as diffusers_logging
@@ -54,10 +57,12 @@ def open_engine(
             library.disable_progress_bar()
     from kandinsky5.engine import Engine
     from kandinsky5.loading import load_pipeline
-    from kandinsky5.placement import is_out_of_memory
+    from kandinsky5.placement import is_out_of_memory, use_mode
 
     try:
         pipeline = load_pipeline(model, device=device, dtype=dtype, task=task, budget=budget)
+        if mode is not None:
+            use_mode(pipeline.transformer, mode, device=pipeline._execution_device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -74,6 +79,7 @@ def open_engines(
     device: str,
     dtype: str,
     budget: Budget | None = None,
+    mode: str | None = None,
     loras: Sequence[ChosenLora] = (),
 ) -> "dict[Task, Engine]":
     """An engine for each task that a model can do, over one set of weights, with adapters that requests may name.
@@ -83,7 +89,7 @@ def open_engines(
     if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
         quieten_imports()
     task: Task = "editing" if _edits(resolve_model(model)) else "text-to-image"
-    engine = open_engine(model, device, dtype, task, budget)
+    engine = open_engine(model, device, dtype, task, budget, mode)
     for lora in loras:
         engine.adapters.add(lora.name, lora.source)
     if task == "text-to-image":

@@ -58,6 +58,15 @@ Model = Annotated[
         help=f"One of {', '.join(v.name for v in VARIANTS)}; a hub id; a folder. Default: {VARIANTS[0].name}.",
     ),
 ]
+
+
+class ModeName(StrEnum):
+    """Modes of the network, as `placement.MODES` has them."""
+
+    exact = "exact"
+    fp8 = "fp8"
+
+
 Size = Annotated[str | None, Option(metavar="WxH", help="Pixels, multiples of 16. Default: the model's.")]
 EditSize = Annotated[
     str | None,
@@ -108,6 +117,15 @@ Loras = Annotated[
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[Precision, Option("--precision", help="Dtype the weights are run in.")]
+Mode = Annotated[
+    ModeName | None,
+    Option(
+        "--mode",
+        help="A faster way through the network: exact, its arithmetic in fewer passes over memory, or fp8, its "
+        "products in float8. Default: neither; see docs/performance.md.",
+        show_default=False,
+    ),
+]
 Memory = Annotated[
     str | None,
     Option(

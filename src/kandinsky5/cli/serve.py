@@ -6,17 +6,16 @@ carried out.
 
 import logging
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from typer import Option
 
 from kandinsky5.budget import Budget
 from kandinsky5.cli import options
-from kandinsky5.cli.adapters import ChosenLora, offered_loras
+from kandinsky5.cli.adapters import offered_loras
 from kandinsky5.cli.extras import require_extra
 from kandinsky5.cli.opening import open_engines
 from kandinsky5.server.keys import KEYS_VARIABLE, read_keys
@@ -81,6 +80,7 @@ def serve(
     port: Port = 8000,
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
+    mode: options.Mode = None,
     memory: options.Memory = None,
     lora: Loras = None,
     api_keys: ApiKeys = None,
@@ -135,21 +135,17 @@ def serve(
         seconds=timeout,
     )
     budget = None if memory is None else Budget.of(memory, pictures=max_batch)
-    opener = partial(_open_in_worker, model or EMBEDDED, device, dtype.value, log_format, budget, loras)
+    how = {"budget": budget, "mode": mode, "loras": loras}
+    opener = partial(_open_in_worker, log_format, model or EMBEDDED, device, dtype.value, **how)
     run(opener, settings, limits, host=host, port=port, say=typer.echo)
 
 
 def _open_in_worker(
-    model: str,
-    device: str,
-    dtype: str,
-    log_format: LogFormat,
-    budget: Budget | None,
-    loras: Sequence[ChosenLora],
+    log_format: LogFormat, model: str, device: str, dtype: str, **how: Any
 ) -> "dict[Task, Engine]":
     """`open_engines`, in the worker process, whose log looks like the server's."""
     _log_to_standard_error(log_format)
-    return open_engines(model, device, dtype, budget, loras)
+    return open_engines(model, device, dtype, **how)
 
 
 def _log_to_standard_error(log_format: LogFormat) -> None:

@@ -58,6 +58,11 @@ class FastPath:
         self._stays = False
         self._said: str | None = None
 
+    @property
+    def mode(self) -> str:
+        """What `placement.use_mode` calls it."""
+        return "fp8" if self.float8 else "exact"
+
     def expect(self, times: Tensor) -> None:
         """The times (1000 t) that a run is about to visit, in their order; none when it is over.
 
