@@ -1,7 +1,7 @@
 """The benchmark of drawing, with the embedded model: every section that a processor can run, and its last line."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -10,18 +10,23 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def benchmark(*arguments):
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "generate.py", "--tiny", "--device", "cpu", "--size", "64", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout, json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture
+def benchmark(monkeypatch, capsys):
+    """The program in this process, which has imported what it needs: what it printed, and its last line."""
+
+    def run(*arguments):
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        program = str(BENCHMARKS / "generate.py")
+        words = ["--tiny", "--device", "cpu", "--size", "64", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", [program, *words])
+        runpy.run_path(program, run_name="__main__")
+        out = capsys.readouterr().out
+        return out, json.loads(out.splitlines()[-1])
+
+    return run
 
 
-def test_ways_are_compared_with_float32(tmp_path):
+def test_ways_are_compared_with_float32(benchmark, tmp_path):
     file = tmp_path / "rows.jsonl"
     steps = 2
     text, result = benchmark(
@@ -46,7 +51,7 @@ def test_ways_are_compared_with_float32(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_other_section_runs():
+def test_every_other_section_runs(benchmark):
     _, result = benchmark(
         "--only", "ceilings", "pieces", "profile", "sizes", "batches", "stages", "warm_up", "--budget", "250"
     )
@@ -63,7 +68,7 @@ def test_every_other_section_runs():
     assert all(sum(each.values()) == pytest.approx(1, abs=0.01) for each in shares) and len(shares) == 2
 
 
-def test_what_no_longer_fits_is_skipped_and_listed():
+def test_what_no_longer_fits_is_skipped_and_listed(benchmark):
     text, result = benchmark("--budget", "0")
     assert result["sections"] == {} and {"truth", "ways", "warm_up"} <= set(result["skipped"])
     assert "ways: skipped" in text
