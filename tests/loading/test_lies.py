@@ -211,6 +211,7 @@ TIMES = {
     "no times": {"num_train_timesteps": 0},
     "many times": {"num_train_timesteps": 10**8},
     "dynamic": {"use_dynamic_shifting": True},
+    "backwards": {"invert_sigmas": True},
 }
 
 

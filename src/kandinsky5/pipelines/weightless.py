@@ -31,6 +31,12 @@ LARGEST_SHIFT: Final = 100
 MOST_TIMES: Final = 100_000
 """Of a scheduler; the published ones have shifts of 3 and 5, and 1000 times."""
 
+OTHER_TIMES: Final = {
+    "use_dynamic_shifting": "would take the shift from the picture's size; these networks have one shift",
+    "invert_sigmas": "would run time backwards; these networks go from t = 1 to t = 0",
+}
+"""Settings that other networks were trained with, and what they would do here."""
+
 
 def load_light(name: str, entry: list[str], folder: Path) -> Any:
     """A scheduler, tokenizer or processor.
@@ -89,10 +95,9 @@ def _check_times(file: Path) -> None:
         raise CheckpointError(
             f"{file}: num_train_timesteps must be from 1 to {MOST_TIMES}, not {str(count)[:80]}."
         )
-    if config.get("use_dynamic_shifting"):
-        raise CheckpointError(
-            f"{file}: use_dynamic_shifting would take the shift from the picture's size; these networks have one shift."
-        )
+    for field, does in OTHER_TIMES.items():
+        if config.get(field):
+            raise CheckpointError(f"{file}: {field} {does}.")
 
 
 def _takes_velocities(scheduler: Any) -> bool:
