@@ -219,9 +219,8 @@ def _both_velocities(
                 raise
             logger.warning("No memory for both guidance branches in one forward pass; running them in turn.")
             run.batched_guidance = False
-        _empty_cache(
-            latents.device
-        )  # outside the handler, where the failed pass's tensors are still referenced
+        # Outside the handler, where the failed pass's tensors are still referenced.
+        _empty_cache(latents.device)
     return (
         _velocity(transformer, latents, timestep, run.negative, positions),
         _velocity(transformer, latents, timestep, run.positive, positions),

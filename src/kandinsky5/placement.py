@@ -18,7 +18,6 @@ from kandinsky5.model.kernels import kernels_for, why_no_triton
 from kandinsky5.model.quantising import quantise
 from kandinsky5.model.scaled import ScaledLinear, why_no_float8_products
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
-from kandinsky5.out_of_memory import is_out_of_memory as is_out_of_memory  # of memory too
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from kandinsky5 import placement
 from kandinsky5.errors import CapacityError
 from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.pipelines.room import planned
@@ -36,7 +35,6 @@ def test_those_of_this_machine():
 ])  # fmt: skip
 def test_those_of_other_machines(error, expected):
     assert is_out_of_memory(error) is expected
-    assert placement.is_out_of_memory is is_out_of_memory
 
 
 def test_against_a_plan_they_are_a_lack_of_room_and_others_are_not():

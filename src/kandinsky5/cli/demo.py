@@ -240,7 +240,7 @@ def _examine(
 @contextmanager
 def _watched(engine: "Engine", text: str, console: Console, quiet: bool) -> Iterator["OnStep"]:
     """A bar named `text` from the first step on; running out of memory meanwhile is said in words."""
-    from kandinsky5.placement import is_out_of_memory
+    from kandinsky5.out_of_memory import is_out_of_memory
 
     with ExitStack() as shown:
         bars: list[StepBar] = []

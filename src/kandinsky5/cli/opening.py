@@ -57,7 +57,8 @@ def open_engine(
             library.disable_progress_bar()
     from kandinsky5.engine import Engine
     from kandinsky5.loading import load_pipeline
-    from kandinsky5.placement import is_out_of_memory, use_mode
+    from kandinsky5.out_of_memory import is_out_of_memory
+    from kandinsky5.placement import use_mode
 
     try:
         pipeline = load_pipeline(model, device=device, dtype=dtype, task=task, budget=budget)

@@ -21,8 +21,8 @@ from kandinsky5.adapters import Worn
 from kandinsky5.denoise import Run, RunGroup
 from kandinsky5.engine import Engine
 from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.pictures import Fit
-from kandinsky5.placement import is_out_of_memory
 from kandinsky5.prompts import Task
 from kandinsky5.records import GeneratedImage
 from kandinsky5.request import EditRequest, ImageRequest

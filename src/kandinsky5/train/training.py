@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kandinsky5.errors import CapacityError, RequestError
-from kandinsky5.placement import is_out_of_memory
+from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.train.checkpoints import Checkpoints
 from kandinsky5.train.data.order import MicroBatch, Order
 from kandinsky5.train.data.rows import RowReader, Rows

@@ -23,8 +23,9 @@ from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.hub import missing_files
 from kandinsky5.hub.need import PARTS
 from kandinsky5.loading import load_pipeline
+from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.pipelines.folder import check_folder, empty_network, load_tokenizer
-from kandinsky5.placement import is_out_of_memory, resolve_device, resolve_dtype
+from kandinsky5.placement import resolve_device, resolve_dtype
 from kandinsky5.prompts import TEMPLATES, Task, crop
 from kandinsky5.variants import Variant
 from kandinsky5.verification.agreement import MEANINGLESS, dtype_of, has_peer, measure, velocity
