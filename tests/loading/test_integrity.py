@@ -1,6 +1,7 @@
 """Every kind of damage has its own words, and no library sees the file first."""
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kandinsky5.checkpoint.finite import find_non_finite
+from kandinsky5.checkpoint.finite import PIECE_BYTES, find_non_finite, is_finite
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
@@ -331,3 +332,19 @@ def test_values_of_every_model_must_be_finite(folder, name):
     assert find_non_finite(folder) == [(file, spoiled[0])]
     with pytest.raises(CheckpointError, match=r"not finite"):
         Kandinsky5T2IPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan, -math.nan])
+def test_no_special_value_is_overlooked(dtype, wrong):
+    limits = torch.finfo(dtype)
+    largest = torch.tensor([limits.max, limits.min, limits.tiny, -0.0], dtype=dtype)
+    assert is_finite(largest) and is_finite(largest[0])
+    values = torch.randn(2 * PIECE_BYTES // dtype.itemsize + 1).to(dtype)
+    assert is_finite(values)
+    for place in (0, len(values) - 1):
+        spoiled = values.clone()
+        spoiled[place] = wrong
+        assert not is_finite(spoiled)
+        assert not is_finite(spoiled.repeat(2, 1).T)  # its rows are not behind each other
+    assert not is_finite(torch.tensor(wrong, dtype=dtype))
