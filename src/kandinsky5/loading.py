@@ -19,7 +19,7 @@ from kandinsky5.checkpoint.weights import TORCH_DTYPES, Library, read_weights
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.memory import load_planned, plan_for
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.placement import free_memory, resolve_device, resolve_dtype
+from kandinsky5.placement import AUTO, free_memory, resolve_device, resolve_dtype, use_mode
 from kandinsky5.prompts import Task
 from kandinsky5.variants import check_task, resolve_model
 
@@ -51,6 +51,7 @@ def load_pipeline(
     force_download: bool = ...,
     watch: hub.Watch = ...,
     budget: Budget | None = ...,
+    mode: str | None = ...,
 ) -> Kandinsky5T2IPipeline: ...
 
 
@@ -67,6 +68,7 @@ def load_pipeline(
     force_download: bool = ...,
     watch: hub.Watch = ...,
     budget: Budget | None = ...,
+    mode: str | None = ...,
 ) -> Kandinsky5T2IPipeline | Kandinsky5I2IPipeline: ...
 
 
@@ -82,6 +84,7 @@ def load_pipeline(
     force_download: bool = False,
     watch: hub.Watch = hub.bars,
     budget: Budget | None = None,
+    mode: str | None = AUTO,
 ) -> Kandinsky5T2IPipeline | Kandinsky5I2IPipeline:
     """The pipeline of a known checkpoint, a folder or a hub id, on its device.
 
@@ -97,6 +100,7 @@ def load_pipeline(
         watch: shows what is fetched; `hub.unseen` shows nothing.
         budget: memory that it may take, and for which requests (`Budget.of("8GB")`): a plan places the components, and
             is the pipeline's `plan`. None puts all of it on the device, as it is.
+        mode: one of `placement.MODES`, `placement.AUTO`, or None for the ordinary way; what a budget leaves open.
 
     Raises:
         RequestError: a name, device or dtype that does not exist; a revision of a folder; a checkpoint that cannot do
@@ -106,6 +110,10 @@ def load_pipeline(
     """
     source = resolve_model(model)
     check_task(source, task)
+    if mode != AUTO and budget is not None:
+        raise RequestError(
+            "A plan of memory chooses how the network computes, too: leave the mode or the budget out."
+        )
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)
     if source.folder is not None:
@@ -133,7 +141,9 @@ def load_pipeline(
     check_memory(source.name, folder, chosen_device, chosen_dtype, variant)
     pipeline = PIPELINES[task].from_pretrained(str(folder), dtype=chosen_dtype, variant=variant)
     pipeline.register_to_config(_name_or_path=source.location)
-    return pipeline.to(chosen_device)
+    pipeline.to(chosen_device)
+    use_mode(pipeline.transformer, mode, device=chosen_device)
+    return pipeline
 
 
 def check_memory(

@@ -31,7 +31,10 @@ MODES: Final = MappingProxyType(
         "fp8": "the same with the visual blocks' products in float8, each row with its own scale",
     }
 )
-"""Ways to evaluate the network other than the ordinary one. None is chosen unless asked for."""
+"""Ways to evaluate the network other than the ordinary one."""
+
+AUTO: Final = "auto"
+"""`automatic_mode`; a network that is in float8 already stays in fp8."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -113,6 +116,14 @@ def resolve_mode(name: str, device: torch.device, dtype: torch.dtype) -> Mode:
     )
 
 
+def automatic_mode(device: torch.device) -> str | None:
+    """Which mode is used where nobody says: exact where its kernels are fused, which draws the same in half the time.
+
+    None, the ordinary way, elsewhere: the eager twins of the kernels are no faster. Times: docs/performance.md.
+    """
+    return "exact" if why_no_triton(device, float8=False) is None else None
+
+
 def use_mode(
     network: Kandinsky5Transformer3DModel,
     name: str | None,
@@ -124,7 +135,7 @@ def use_mode(
 
     Args:
         network: fp8 replaces layers of its visual blocks for good, at half their memory.
-        name: one of `MODES`; None is the ordinary way, which only an exact network can go back to.
+        name: one of `MODES`, or `AUTO`; None is the ordinary way, which only an exact network can go back to.
         graphs: replay CUDA graphs where nothing changes between steps but tensors.
         device: that an offloaded network runs on; by default the one it is on.
 
@@ -133,12 +144,14 @@ def use_mode(
             float8, or a way back from fp8.
     """
     is_float8 = any(isinstance(module, ScaledLinear) for module in network.modules())
+    device = device or network.device
+    if name == AUTO:
+        name = "fp8" if is_float8 else automatic_mode(device)
     if is_float8 and name != "fp8":
         raise RequestError(f"A network in fp8 has lost what mode {name!r} needs; load it again.")
     if name is None:
         network.fast_path = None
         return None
-    device = device or network.device
     mode = resolve_mode(name, device, network.dtype)
     if name == "fp8" and device.type == "mps":
         raise RequestError("MPS has no float8, so no mode 'fp8'; 'exact' runs there.")

@@ -22,21 +22,23 @@ def drawing(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandLin
 
 
 def test_names_are_those_of_the_modes() -> None:
-    assert [name.value for name in ModeName] == list(MODES)
+    assert [name.value for name in ModeName] == ["auto", "ordinary", *MODES]
 
 
 def test_pictures_are_those_of_the_ordinary_way_and_say_how(drawing: CommandLine, saved_folder: str) -> None:
     pictures = {}
-    for mode in (None, *MODES):
+    for mode in (None, "ordinary", *MODES):
         name = f"{mode}.png"
         done = drawing(
             "generate", "a red circle", "--model", saved_folder, "--precision", "fp32", "--seed", "1",
             "--steps", "2", "-q", "-o", name, *(() if mode is None else ("--mode", mode)),
         )  # fmt: skip
         assert (done.code, done.err) == (0, "")
-        assert read_provenance(Path(name)).software.get("mode") == mode
+        told = read_provenance(Path(name)).software.get("mode")
+        assert told == (mode if mode in MODES else None)
         with Image.open(name) as image:
             pictures[mode] = np.asarray(image, dtype=np.int16)
+    assert np.array_equal(pictures["ordinary"], pictures[None]), "auto, without a GPU"
     assert np.abs(pictures["exact"] - pictures[None]).max() <= 1
     assert 0 < np.abs(pictures["fp8"] - pictures[None]).mean() < 16
 

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from kandinsky5 import placement
 from kandinsky5.errors import RequestError
 from kandinsky5.model import kernels
 from kandinsky5.model.scaled import ScaledLinear
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
-from kandinsky5.placement import MODES, resolve_mode, use_mode
+from kandinsky5.placement import AUTO, MODES, automatic_mode, resolve_mode, use_mode
 from kandinsky5.variants import embedded_folder
 
 from .tiny import config_of, drawn, relative_rms
@@ -107,6 +108,16 @@ def test_there_is_no_way_back_from_float8(network, name):
     with pytest.raises(RequestError, match="load it again"):
         use_mode(network, name)
     assert use_mode(network, "fp8").name == "fp8"
+
+
+@pytest.mark.parametrize("why", [None, "no reason to be seen"])
+def test_where_nobody_says_the_fused_kernels_decide(monkeypatch, network, why):
+    monkeypatch.setattr(placement, "why_no_triton", lambda device, float8: why)
+    use_mode(network, AUTO)
+    assert (network.fast_path is not None) == (why is None)
+    assert automatic_mode(CPU) == (None if why else "exact")
+    use_mode(network, "fp8")
+    assert use_mode(network, AUTO).name == "fp8"
 
 
 @pytest.mark.gpu

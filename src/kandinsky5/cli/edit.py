@@ -46,7 +46,7 @@ def edit(
     lora: options.Loras = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
-    mode: options.Mode = None,
+    mode: options.Mode = options.ModeName.auto,
     memory: options.Memory = None,
     picture_format: options.Format = None,
     quality: options.Quality = None,

@@ -37,7 +37,7 @@ def generate(
     lora: options.Loras = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
-    mode: options.Mode = None,
+    mode: options.Mode = options.ModeName.auto,
     memory: options.Memory = None,
     picture_format: options.Format = None,
     quality: options.Quality = None,

@@ -38,7 +38,14 @@ def info(
 
 def describe(device: str = "auto", precision: str = "auto", budget: Budget | None = None) -> dict[str, Any]:
     """Everything `info` prints, as a JSON object. Imports torch, downloads nothing."""
-    from kandinsky5.placement import MODES, free_memory, resolve_device, resolve_dtype, resolve_mode
+    from kandinsky5.placement import (
+        MODES,
+        automatic_mode,
+        free_memory,
+        resolve_device,
+        resolve_dtype,
+        resolve_mode,
+    )
 
     chosen = resolve_device(device)
     dtype = resolve_dtype(precision, chosen)
@@ -56,7 +63,7 @@ def describe(device: str = "auto", precision: str = "auto", budget: Budget | Non
             "free_bytes": free_memory(chosen),
         },
         "attention": _attention_backend(),
-        "kernels": "eager",
+        "mode": automatic_mode(chosen) or "ordinary",
         "modes": [asdict(resolve_mode(name, chosen, dtype)) for name in MODES],
         "plans": _plans(chosen, dtype, budget or Budget()),
         "models": _models(),
@@ -147,7 +154,7 @@ def _as_text(facts: dict[str, Any]) -> str:
     free = f", {chosen['free_bytes'] / 1e9:.1f} GB free" if chosen["free_bytes"] is not None else ""
     lines.append(f"{'chosen':<16} {chosen['device']}, {chosen['dtype']}{free}")
     lines.append(f"{'attention':<16} {facts['attention']}")
-    lines.append(f"{'kernels':<16} {facts['kernels']}")
+    lines.append(f"{'mode':<16} {facts['mode']} (auto)")
     lines += [_mode_line(mode) for mode in facts["modes"]]
     for entry in facts["plans"]:
         lines += ["", f"--memory for a published model, {entry['task']}"]
@@ -165,7 +172,7 @@ def _as_text(facts: dict[str, Any]) -> str:
 def _mode_line(mode: dict[str, Any]) -> str:
     """A mode that `placement.use_mode` would put a network into here, and why it is no faster than that."""
     because = f": {'; '.join(mode['reasons'])}" if mode["reasons"] else ""
-    return f"mode {mode['name']:<11} on request: {mode['kernels']} kernels, products in {mode['products']}{because}"
+    return f"mode {mode['name']:<11} {mode['kernels']} kernels, products in {mode['products']}{because}"
 
 
 def _absence(model: dict[str, Any]) -> str:

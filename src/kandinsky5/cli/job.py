@@ -56,7 +56,7 @@ class Job:
     device: str
     dtype: str
     budget: Budget | None
-    mode: str | None
+    mode: str
     format: PictureFormat
     quality: int | None
     overwrite: bool

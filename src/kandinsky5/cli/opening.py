@@ -35,15 +35,17 @@ def open_engine(
     dtype: str,
     task: Task = "text-to-image",
     budget: Budget | None = None,
-    mode: str | None = None,
+    mode: str = "auto",
 ) -> "Engine":
-    """Load a model for a task, within a budget of memory or in a mode if there is one, and put an engine around it.
+    """Load a model for a task, within a budget of memory or in a mode, and put an engine around it.
+
+    `mode` is what `options.ModeName` has.
 
     Raises RequestError for options that name nothing, CheckpointError for files that cannot be read, CapacityError
     when the device has no room.
     """
     source = resolve_model(model)
-    if mode is not None and budget is not None:
+    if mode != "auto" and budget is not None:
         raise RequestError("--memory chooses how the network computes, too: leave --mode out, or --memory.")
     if _cores_are_busy():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by OpenMP when torch loads
@@ -58,12 +60,16 @@ def open_engine(
     from kandinsky5.engine import Engine
     from kandinsky5.loading import load_pipeline
     from kandinsky5.out_of_memory import is_out_of_memory
-    from kandinsky5.placement import use_mode
 
     try:
-        pipeline = load_pipeline(model, device=device, dtype=dtype, task=task, budget=budget)
-        if mode is not None:
-            use_mode(pipeline.transformer, mode, device=pipeline._execution_device)
+        pipeline = load_pipeline(
+            model,
+            device=device,
+            dtype=dtype,
+            task=task,
+            budget=budget,
+            mode=None if mode == "ordinary" else mode,
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -80,7 +86,7 @@ def open_engines(
     device: str,
     dtype: str,
     budget: Budget | None = None,
-    mode: str | None = None,
+    mode: str = "auto",
     loras: Sequence[ChosenLora] = (),
 ) -> "dict[Task, Engine]":
     """An engine for each task that a model can do, over one set of weights, with adapters that requests may name.

@@ -61,8 +61,10 @@ Model = Annotated[
 
 
 class ModeName(StrEnum):
-    """Modes of the network, as `placement.MODES` has them."""
+    """Modes of the network, as `placement.MODES` has them, and how one is chosen or none."""
 
+    auto = "auto"
+    ordinary = "ordinary"
     exact = "exact"
     fp8 = "fp8"
 
@@ -118,12 +120,11 @@ Loras = Annotated[
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[Precision, Option("--precision", help="Dtype the weights are run in.")]
 Mode = Annotated[
-    ModeName | None,
+    ModeName,
     Option(
         "--mode",
-        help="A faster way through the network: exact, its arithmetic in fewer passes over memory, or fp8, its "
-        "products in float8. Default: neither; see docs/performance.md.",
-        show_default=False,
+        help="The way through the network: ordinary; exact, its arithmetic in fewer passes over memory; fp8, its "
+        "products in float8; auto, exact where that is faster. See docs/performance.md.",
     ),
 ]
 Memory = Annotated[

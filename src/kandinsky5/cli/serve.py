@@ -80,7 +80,7 @@ def serve(
     port: Port = 8000,
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
-    mode: options.Mode = None,
+    mode: options.Mode = options.ModeName.auto,
     memory: options.Memory = None,
     lora: Loras = None,
     api_keys: ApiKeys = None,

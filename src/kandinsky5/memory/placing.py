@@ -32,7 +32,7 @@ from kandinsky5.model.loading import checkpoint_errors
 from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.pipelines.folder import KINDS, LIGHT, check_folder, stored_tensors, stored_weights
-from kandinsky5.placement import use_mode
+from kandinsky5.placement import AUTO, use_mode
 from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, Unit, look_up_on_host, settle
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,9 @@ def place(pipeline: Any, plan: Plan, *, folder: Path | None = None, variant: str
         module = getattr(pipeline, name)
         if module is not None:
             _place_one(name, module, plan, device, lambda name=name: _stored(name, folder, variant))
-    if pipeline.transformer.fast_path is not None:
+    if pipeline.transformer.fast_path is None:
+        use_mode(pipeline.transformer, AUTO, device=device)
+    else:
         prepare_for_speed(pipeline.transformer)  # placing has moved each tensor by itself
     if plan.tile is not None:
         use_tiles(pipeline.vae, plan.tile)
