@@ -53,6 +53,7 @@ class FastPath:
         self._ahead: list[float] = []
         self._tables: list[PromptTable] = []
         self._captured: dict[tuple, CapturedCall] = {}
+        self._pool: Any = None
         self._weights: tuple[int, ...] = ()
         self._seen: tuple[int, int] | None = None
         self._stays = False
@@ -169,7 +170,9 @@ class FastPath:
             if len(self._captured) == KEPT_GRAPHS:
                 del self._captured[next(iter(self._captured))]
             try:
-                self._captured[key] = CapturedCall(function, inputs)
+                if not self._captured:
+                    self._pool = torch.cuda.graph_pool_handle()
+                self._captured[key] = CapturedCall(function, inputs, self._pool)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:

@@ -5,6 +5,7 @@ it returns. A graph holds addresses, so who owns it must drop it when weights mo
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,13 @@ WARM_UP_RUNS = 2
 
 
 class CapturedCall:
-    """One graph and the places its inputs are copied to."""
+    """One graph and the places its inputs are copied to.
 
-    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor | None]):
+    Graphs of one `pool` (`torch.cuda.graph_pool_handle`) keep what they compute on the way in the same memory: each
+    writes it before it reads it, they run one after another, and a result is copied before the next one runs.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor | None], pool: Any = None):
         self._inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -25,7 +30,7 @@ class CapturedCall:
                 function(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=pool):
             self._output = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:

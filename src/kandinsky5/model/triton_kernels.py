@@ -21,8 +21,8 @@ ELEMENTS_A_WARP = 512
 """16 a thread: two 16-byte accesses of bfloat16."""
 
 MOST_WARPS = 4
-"""Of a program. Instructions a row, counted in Hopper's machine code at 16, 8, 4 warps: GELU and quantisation of 10,240
-columns 22,272, 16,192, 13,152, one, two, three programs a multiprocessor at a time; not timed yet."""
+"""Of a program. Of 2, 4, 8 and 16 the fastest or as fast as any on an H100, for 2,560 and for 10,240 columns
+(`benchmarks/generate.py --only pieces`)."""
 
 
 @triton.jit
@@ -43,69 +43,104 @@ def _clamped(y, LARGEST_FLOAT8: tl.constexpr):
 
 
 @triton.jit
-def _store_rows(y, columns, inside, rows_ptr, scale_ptr, row, WIDTH: tl.constexpr, QUANTISE: tl.constexpr,
-                LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Write a row for the next product; in float8 with its scale if asked for."""
+def _store_rows(x, y, rows_ptr, scale_ptr, row, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+                QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """Write the two parts of a row for the next product; in float8 with their scale if asked for."""
     if QUANTISE:
-        largest = tl.reduce(tl.where(inside, tl.abs(y), 0.0), 0, _largest_or_nan)
+        largest = _largest_or_nan(
+            tl.reduce(tl.abs(x), 0, _largest_or_nan), tl.reduce(tl.abs(y), 0, _largest_or_nan)
+        )
         scale = _scale_of(largest, LARGEST_FLOAT8, LEAST)
         tl.store(scale_ptr + row, scale)
-        y = _clamped(y * (1.0 / scale), LARGEST_FLOAT8)
-    tl.store(rows_ptr + row * WIDTH + columns, y.to(rows_ptr.dtype.element_ty), mask=inside)
+        inverse = 1.0 / scale
+        x, y = _clamped(x * inverse, LARGEST_FLOAT8), _clamped(y * inverse, LARGEST_FLOAT8)
+    first, second = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
+    rows_ptr += row * WIDTH
+    tl.store(rows_ptr + first, x.to(rows_ptr.dtype.element_ty))
+    tl.store(rows_ptr + second, y.to(rows_ptr.dtype.element_ty), mask=second < WIDTH)
+
+
+@triton.jit
+def _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, columns, WIDTH: tl.constexpr, GATED: tl.constexpr):
+    """Some columns of `x`, or of `x + gate out`, rounded and stored; float32, zeros beyond the last column."""
+    inside = columns < WIDTH
+    x = tl.load(x_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    if GATED:
+        gate = tl.load(gate_ptr + columns, mask=inside, other=0.0)
+        out = tl.load(out_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        rounded = (x + gate * out).to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + columns, rounded, mask=inside)
+        x = rounded.to(tl.float32)
+    return x
+
+
+@triton.jit
+def _modulated(x, shift_ptr, scale_ptr, columns, WIDTH: tl.constexpr):
+    """`x (1 + scale) + shift`, which is zero beyond the last column where `x` is."""
+    shift = tl.load(shift_ptr + columns, mask=columns < WIDTH, other=0.0)
+    scale = tl.load(scale_ptr + columns, mask=columns < WIDTH, other=0.0)
+    return x * (1.0 + scale) + shift
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows_ptr, row_scale_ptr,
-                   tokens, modulation_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr,
-                   GATED: tl.constexpr, NORM: tl.constexpr, QUANTISE: tl.constexpr,
+                   tokens, modulation_stride, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+                   EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr, QUANTISE: tl.constexpr,
                    LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """One token: `x + gate out`, rounded and stored, and `layer_norm(...) (1 + scale) + shift` of it."""
+    """One token: `x + gate out`, rounded and stored, and `layer_norm(...) (1 + scale) + shift` of it.
+
+    In two parts, whose lengths are powers of two as Triton's must be: 2,560 columns in one would be 4,096.
+    """
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < WIDTH
-    modulation = (row // tokens) * modulation_stride + columns
-    x = tl.load(x_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
-    if GATED:
-        gate = tl.load(gate_ptr + modulation, mask=inside, other=0.0)
-        out = tl.load(out_ptr + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
-        rounded = (x + gate * out).to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + row * WIDTH + columns, rounded, mask=inside)
-        x = rounded.to(tl.float32)
+    first, second = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
+    modulation = (row // tokens) * modulation_stride
+    x_ptr, out_ptr, sum_ptr = x_ptr + row * WIDTH, out_ptr + row * WIDTH, sum_ptr + row * WIDTH
+    gate_ptr, shift_ptr, scale_ptr = gate_ptr + modulation, shift_ptr + modulation, scale_ptr + modulation
+    x = _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, first, WIDTH, GATED)
+    y = _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, second, WIDTH, GATED)
     if NORM:
-        mean = tl.sum(x, axis=0) / WIDTH
-        centred = tl.where(inside, x - mean, 0.0)
-        variance = tl.sum(centred * centred, axis=0) / WIDTH
-        shift = tl.load(shift_ptr + modulation, mask=inside, other=0.0)
-        scale = tl.load(scale_ptr + modulation, mask=inside, other=0.0)
-        y = centred * tl.rsqrt(variance + EPS) * (1.0 + scale) + shift
-        _store_rows(y, columns, inside, rows_ptr, row_scale_ptr, row, WIDTH, QUANTISE, LARGEST_FLOAT8, LEAST)
+        mean = (tl.sum(x, axis=0) + tl.sum(y, axis=0)) / WIDTH
+        x, y = x - mean, tl.where(second < WIDTH, y - mean, 0.0)
+        variance = (tl.sum(x * x, axis=0) + tl.sum(y * y, axis=0)) / WIDTH
+        inverse = tl.rsqrt(variance + EPS)
+        x = _modulated(x * inverse, shift_ptr, scale_ptr, first, WIDTH)
+        y = _modulated(y * inverse, shift_ptr, scale_ptr, second, WIDTH)
+        _store_rows(x, y, rows_ptr, row_scale_ptr, row, WIDTH, FIRST, SECOND, QUANTISE, LARGEST_FLOAT8, LEAST)
 
 
 @triton.jit
-def _activated(x_ptr, columns, REST: tl.constexpr, GELU: tl.constexpr):
-    """The first `REST` of some columns, or their GELU, float32; zeros in the columns beyond."""
-    x = tl.load(x_ptr + columns, mask=columns < REST, other=0.0).to(tl.float32)
-    return x * 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476)) if GELU else x
+def _gelu_of(x):
+    """`x Phi(x)` as `max(x, 0) - |x| erfc(|x| / sqrt 2) / 2`.
+
+    erfc by Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, within 1.5e-7: a hundred thousandth of
+    what float8 rounds away, for half the instructions of an exact one. The root of 2 and the half are in the constants.
+    """
+    size = tl.abs(x)
+    t = 1.0 + 0.23164188 * size
+    t = tl.rsqrt(t * t)  # one instruction; a quotient would be five
+    tail = 0.5307027145 * t - 0.7265760135
+    tail = tail * t + 0.7107068705
+    tail = tail * t - 0.142248368
+    tail = (tail * t + 0.127414796) * t
+    return tl.maximum(x, 0.0) - size * tail * tl.exp2(-0.7213475204444817 * x * x)
+
+
+@triton.jit
+def _activated(x_ptr, columns, WIDTH: tl.constexpr, GELU: tl.constexpr):
+    """Some columns, or their GELU, float32; zeros beyond the last column."""
+    x = tl.load(x_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    return _gelu_of(x) if GELU else x
 
 
 @triton.jit
 def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
          GELU: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """One row, its GELU or itself, in float8: in two parts, whose lengths are powers of two as Triton's must be."""
+    """One row, its GELU or itself, in float8; in two parts as in `_residual_norm`."""
     row = tl.program_id(0).to(tl.int64)
-    x_ptr, rows_ptr = x_ptr + row * WIDTH, rows_ptr + row * WIDTH
-    first, second = tl.arange(0, FIRST), tl.arange(0, SECOND)
-    x = _activated(x_ptr, first, FIRST, GELU)
-    y = _activated(x_ptr + FIRST, second, WIDTH - FIRST, GELU)
-    largest = _largest_or_nan(
-        tl.reduce(tl.abs(x), 0, _largest_or_nan), tl.reduce(tl.abs(y), 0, _largest_or_nan)
-    )
-    scale = _scale_of(largest, LARGEST_FLOAT8, LEAST)
-    tl.store(row_scale_ptr + row, scale)
-    inverse = 1.0 / scale
-    x, y = _clamped(x * inverse, LARGEST_FLOAT8), _clamped(y * inverse, LARGEST_FLOAT8)
-    tl.store(rows_ptr + first, x.to(rows_ptr.dtype.element_ty))
-    tl.store(rows_ptr + FIRST + second, y.to(rows_ptr.dtype.element_ty), mask=second < WIDTH - FIRST)
+    x_ptr += row * WIDTH
+    x = _activated(x_ptr, tl.arange(0, FIRST), WIDTH, GELU)
+    y = _activated(x_ptr, FIRST + tl.arange(0, SECOND), WIDTH, GELU)
+    _store_rows(x, y, rows_ptr, row_scale_ptr, row, WIDTH, FIRST, SECOND, True, LARGEST_FLOAT8, LEAST)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -152,7 +187,8 @@ def _launch_residual_norm(
     quantise: bool,
 ) -> tuple[Tensor, Rows]:
     """The sum and its rows; without a gate the sum is `x` itself, without a shift the rows are the sum."""
-    width, block = x.shape[-1], triton.next_power_of_2(x.shape[-1])
+    width = x.shape[-1]
+    first, second = _parts(width)
     total = x if gate is None else torch.empty_like(x)
     rows: Rows = total if shift is None else _empty_rows(x, quantise)
     values, row_scale = _places(rows)
@@ -166,14 +202,15 @@ def _launch_residual_norm(
         *(unused if shift is None else shift, unused if scale is None else scale, values, row_scale),
         *(x.shape[1], stride),
         WIDTH=width,
-        BLOCK=block,
+        FIRST=first,
+        SECOND=second,
         EPS=LAYER_NORM_EPS,
         GATED=gate is not None,
         NORM=shift is not None,
         QUANTISE=quantise,
         LARGEST_FLOAT8=LARGEST,
         LEAST=LEAST_SCALE,
-        num_warps=_warps(block),
+        num_warps=_warps(first),
     )
     return total, rows
 
@@ -191,14 +228,14 @@ def _quantise(x: Tensor) -> ScaledRows:
 def _launch_row(x: Tensor, *, gelu: bool) -> ScaledRows:
     x = x.contiguous()
     width = x.shape[-1]
-    first = 1 << (width.bit_length() - 1)
+    first, second = _parts(width)
     rows = _empty_rows(x, True)
     assert isinstance(rows, ScaledRows)
     _row[(x.numel() // width,)](
         *(x, rows.values, rows.scale),
         WIDTH=width,
         FIRST=first,
-        SECOND=triton.next_power_of_2(max(1, width - first)),
+        SECOND=second,
         GELU=gelu,
         LARGEST_FLOAT8=LARGEST,
         LEAST=LEAST_SCALE,
@@ -240,6 +277,12 @@ def _empty_rows(x: Tensor, quantise: bool) -> Rows:
 def _places(rows: Rows) -> tuple[Tensor, Tensor]:
     """Where rows and their scales are written; without scales, a place that is not written to."""
     return (rows.values, rows.scale) if isinstance(rows, ScaledRows) else (rows, rows)
+
+
+def _parts(width: int) -> tuple[int, int]:
+    """Two powers of two: the largest up to a width, and the least from what is left of it."""
+    first = 1 << (width.bit_length() - 1)
+    return first, triton.next_power_of_2(max(1, width - first))
 
 
 def _warps(columns: int) -> int:
