@@ -4,6 +4,7 @@ Comes in: what `torchrun` puts into the environment. Goes out: sums of gradients
 the same step. One process alone is the case in which both are nothing to do. It does not know what is trained.
 """
 
+import gc
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -74,6 +75,11 @@ def join_replicas() -> Replicas:
 
 
 def leave_replicas() -> None:
-    """Take leave of the others, if there are any."""
+    """Take leave of the others, if there are any.
+
+    The group is taken down here and now: left in a cycle until the interpreter ends, its threads (gloo) aborted one
+    process in thirty there, after all its work was done.
+    """
     if distributed.is_initialized():
         distributed.destroy_process_group()
+        gc.collect()
