@@ -1,6 +1,7 @@
 """Full tuning cut over processes by FSDP2: the same losses as one process, and checkpoints that any number reads."""
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -58,8 +59,10 @@ def run(base: Path, processes: int, model: str, *, ends: int = 0, **changes: Any
         context.Process(target=one_of, args=(rank, processes, port, base, model, changes))
         for rank in range(processes)
     ]
+    gc.freeze()  # what came along is not the children's to take down: threads it may wait for are not in them
     for child in children:
         child.start()
+    gc.unfreeze()
     for child in children:
         child.join(240)
     assert [child.exitcode for child in children] == [ends] * processes
