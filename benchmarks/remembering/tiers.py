@@ -19,7 +19,6 @@ from kandinsky5.loading import load_pipeline
 from kandinsky5.memory import load_planned, plan_for
 from kandinsky5.memory.machine import CONTEXT
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.placement import use_mode
 from kandinsky5.streaming.conveyor import ATTRIBUTE
 from remembering.watching import host_bytes, watched
 
@@ -54,7 +53,7 @@ def measure(tier: Tier) -> dict[str, Any]:
     start = time.perf_counter()
     with watched(device) as loading:
         pipeline = load(tier, device)
-        fast(pipeline, device)
+        pipeline.set_progress_bar_config(disable=True)
     loaded = time.perf_counter() - start
     draw(pipeline, tier, steps=1)  # kernels are compiled, slots and libraries' workspaces made
     conveyors = find_conveyors(pipeline)
@@ -110,13 +109,6 @@ def load(tier: Tier, device: torch.device) -> Any:
         return load_planned(kind, Path(tier.folder), streamed, dtype=torch.bfloat16)
     task = "editing" if edits else "text-to-image"
     return load_pipeline(tier.folder, device=tier.device, dtype="bf16", task=task, budget=budget)  # type: ignore[arg-type]
-
-
-def fast(pipeline: Any, device: torch.device) -> None:
-    """Mode exact where there is a GPU, resident and streamed alike; fp8 has its mode by its plan."""
-    pipeline.set_progress_bar_config(disable=True)
-    if device.type == "cuda" and pipeline.transformer.fast_path is None:
-        use_mode(pipeline.transformer, "exact", device=device)
 
 
 def draw(pipeline: Any, tier: Tier, *, steps: int, conveyors: Any = ()) -> tuple[float, int]:

@@ -19,7 +19,7 @@ from kandinsky5.checkpoint.weights import TORCH_DTYPES, Library, read_weights
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.memory import load_planned, plan_for
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.placement import AUTO, free_memory, resolve_device, resolve_dtype, use_mode
+from kandinsky5.placement import AUTO, free_memory, resolve_device, resolve_dtype, resolve_mode, use_mode
 from kandinsky5.prompts import Task
 from kandinsky5.variants import check_task, resolve_model
 
@@ -103,8 +103,8 @@ def load_pipeline(
         mode: one of `placement.MODES`, `placement.AUTO`, or None for the ordinary way; what a budget leaves open.
 
     Raises:
-        RequestError: a name, device or dtype that does not exist; a revision of a folder; a checkpoint that cannot do
-            the task.
+        RequestError: a name, device, dtype or mode that does not exist, or a mode beside a budget; a revision of a
+            folder; a checkpoint that cannot do the task.
         CheckpointError: weights that are missing or cannot be read; a hub that refuses or is out of reach.
         CapacityError: no room on the disk for what is fetched, or in memory for what is loaded.
     """
@@ -116,6 +116,8 @@ def load_pipeline(
         )
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)
+    if mode is not None and mode != AUTO:
+        resolve_mode(mode, chosen_device, chosen_dtype)  # refuses an unknown one before anything is fetched
     if source.folder is not None:
         if revision is not None or force_download:
             asked = "revision" if revision is not None else "force_download"

@@ -26,7 +26,6 @@ def benchmark(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.slow
 def test_ways_are_compared_with_float32(benchmark, tmp_path):
     file = tmp_path / "rows.jsonl"
     steps = 2

@@ -193,14 +193,19 @@ def test_what_is_not_a_number_stays_so_in_float8(kernels, draw):
 def test_float8_kernels_round_as_the_eager_ones(kernels, draw, dtype):
     """To the neighbouring float8 at most, where two ways to divide fall on two sides of a middle."""
     x = draw(B, N, D, dtype=dtype)
+    wide = torch.linspace(-6, 6, B * N * D, device=x.device).view(D, -1).T.reshape(B, N, D).to(dtype)
     for found, expected in [
         (kernels.quantise(x), EAGER.quantise(x)),
         (kernels.gelu(x, True), EAGER.gelu(x, True)),
+        (kernels.gelu(wide, True), EAGER.gelu(wide, True)),
     ]:
         torch.testing.assert_close(found.scale, expected.scale, rtol=1e-6, atol=0)
-        values = found.values.float()
-        values = carried_over(values, expected.values.float()) if INTERPRETED else values
-        assert (values != expected.values.float()).float().mean() < 0.01
+        values, wanted = found.values.float(), expected.values.float()
+        values = carried_over(values, wanted) if INTERPRETED else values
+        differs = values != wanted
+        if INTERPRETED:  # which cuts subnormal numbers off instead of rounding them
+            differs = differs[wanted.abs() >= 2**-6]
+        assert differs.float().mean() < 0.01
 
 
 @pytest.mark.skipif(INTERPRETED or ON_CUDA, reason="this is the process below, or Triton itself is tested")

@@ -1,10 +1,10 @@
 """Values that are no numbers: found in files, or in a module that was just loaded.
 
 Of a tensor in memory the largest bit patterns tell: infinities and NaN stand above all numbers (IEEE 754, 3.4), as
-signed integers those of positive sign, as unsigned ones those of negative sign. numpy reads them at more than 5 GB/s a
-thread; torch would divide each tensor among all cores, which took 14 s for 29 GB on a virtual machine of 64 cores that
-had to wait for one another. Elsewhere minimum and maximum tell. Every loaded module is looked at; what is offloaded to
-disk is not.
+signed integers those of positive sign, as unsigned ones those of negative sign. numpy finds them in one thread, and
+several tensors are looked at at once; torch's own minimum and maximum, each by all of 64 virtual cores, took 14 s for
+29 GB in the page cache (benchmarks/results/2026-11-28-loading-h100.json). On other devices they tell. Every loaded
+module is looked at; what is offloaded to disk is not.
 """
 
 import math
