@@ -13,14 +13,15 @@ from torch import Tensor
 
 from drawing.ledger import Ledger, median_seconds
 from drawing.ways import Scene, Way, copied, full_size_network, ours, peer, tera_operations
+from kandinsky5.model.graph import PLAIN_CALLS
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
 from kandinsky5.variants import embedded_folder
 
 TIMES = (900.0, 500.0, 100.0)
 """Where velocities are compared; bfloat16 holds them exactly, so that diffusers sees the same times."""
 
-FEW = 2
-"""Steps of a loop that stands for a longer one."""
+FEW = PLAIN_CALLS + 1
+"""Steps of a loop that stands for a longer one: enough for graphs to be captured in the first."""
 
 LIGHT_TOKENS = 1024
 FEW_LIGHT = 10

@@ -63,7 +63,7 @@ def loop(bench: Bench, name: str) -> Iterator[Row]:
     own = _bytes_of(way.network)
     reset_peak(bench.device)
     held = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
-    graphs = len(getattr(getattr(way.network, "fast_path", None), "_captured", ()))
+    graphs = len(getattr(getattr(way.network, "fast_path", None), "replays", None) or ())
     own += pooled_bytes(bench.device) if graphs else 0
     repeats = 1 if again / FEW * bench.steps > 15 else bench.repeats
     times = [seconds_of(lambda: way.loop(scene, bench.steps), bench.device) for _ in range(repeats)]

@@ -128,7 +128,7 @@ def use_mode(
     network: Kandinsky5Transformer3DModel,
     name: str | None,
     *,
-    graphs: bool = False,
+    graphs: bool | None = None,
     device: torch.device | None = None,
 ) -> Mode | None:
     """Put a network into a mode, and log what that is on the device where it runs.
@@ -136,7 +136,8 @@ def use_mode(
     Args:
         network: fp8 replaces layers of its visual blocks for good, at half their memory.
         name: one of `MODES`, or `AUTO`; None is the ordinary way, which only an exact network can go back to.
-        graphs: replay CUDA graphs where nothing changes between steps but tensors.
+        graphs: replay CUDA graphs where nothing changes between steps but tensors; None is where there is plenty of
+            memory for what they keep.
         device: that an offloaded network runs on; by default the one it is on.
 
     Raises:

@@ -96,7 +96,6 @@ def test_into_a_mode_and_back(network, caplog):
         mode = use_mode(network, "exact")
     assert mode == resolve_mode("exact", CPU, torch.float32)
     assert "mode: exact, eager kernels, products in float32 (" in caplog.text
-    assert not network.fast_path.graphs
     assert not any(isinstance(module, ScaledLinear) for module in network.modules())
     assert use_mode(network, None) is None and network.fast_path is None
 

@@ -249,14 +249,14 @@ def test_graphs_hold_addresses_as_long_as_weights_stay(network):
     path = FastPath(graphs=True)
     path.expect(torch.tensor([700.0, 300.0]))
     assert path._weights_stay(network)
-    path._captured = {("a shape",): None}
-    assert path._weights_stay(network) and path._captured, "in a run"
+    path.replays._calls = {("a shape",): None}
+    assert path._weights_stay(network) and len(path.replays), "in a run"
     network.double()
-    assert path._weights_stay(network) and not path._captured, "moved by a callback"
-    path._captured = {("a shape",): None}
+    assert path._weights_stay(network) and not len(path.replays), "moved by a callback"
+    path.replays._calls = {("a shape",): None}
     path.expect(torch.tensor([700.0, 300.0]))
     network.visual_transformer_blocks[1].feed_forward.in_layer.weight.data = torch.zeros(3)
-    assert path._weights_stay(network) and not path._captured, "between two runs"
+    assert path._weights_stay(network) and not len(path.replays), "between two runs"
 
 
 def test_tensors_of_inference_mode(network, inputs, announced):
@@ -431,7 +431,7 @@ def test_masked_attention_at_the_published_width(length):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("graphs", [False, True], ids=["launched", "captured"])
+@pytest.mark.parametrize("graphs", [False, True, None], ids=["launched", "captured", "where there is room"])
 def test_on_cuda_with_triton(graphs):
     from kandinsky5.model.kernels import kernels_for
 
@@ -440,14 +440,14 @@ def test_on_cuda_with_triton(graphs):
     prepare_for_speed(network)
     path = FastPath(graphs=graphs)
     assert kernels_for(torch.device("cuda"), float8=False).name == "triton"
-    for seed in (1, 2, 3):
+    for seed in (1, 2, 3, 4):
         for height in (6, 8, 2):
             inputs = inputs_for(config, height=height, seed=seed).arguments()
             inputs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
             inputs["visual_rope_pos"] = [p.cuda() for p in inputs["visual_rope_pos"]]
             found, expected = forward(network, inputs, path), forward(network, inputs)
             assert relative_rms(found, expected) < 1e-4
-    assert len(path._captured) == (3 if graphs else 0)
+    assert len(path.replays or ()) == (0 if graphs is False else 3)
     network.visual_transformer_blocks[0].feed_forward.in_layer.weight.data = torch.zeros_like(
         network.visual_transformer_blocks[0].feed_forward.in_layer.weight
     )

@@ -158,13 +158,13 @@ def place(pipeline: Any, plan: Plan, *, folder: Path | None = None, variant: str
         raise RequestError("This pipeline is placed by a plan already; load it again for another.")
     device = torch.device(plan.device)
     if plan.network == "fp8" and why_no_float8_products(device, pipeline.transformer.dtype) is None:
-        use_mode(pipeline.transformer, "fp8", device=device)
+        use_mode(pipeline.transformer, "fp8", graphs=False, device=device)
     for name in COMPONENTS:
         module = getattr(pipeline, name)
         if module is not None:
             _place_one(name, module, plan, device, lambda name=name: _stored(name, folder, variant))
     if pipeline.transformer.fast_path is None:
-        use_mode(pipeline.transformer, AUTO, device=device)
+        use_mode(pipeline.transformer, AUTO, graphs=False, device=device)
     else:
         prepare_for_speed(pipeline.transformer)  # placing has moved each tensor by itself
     if plan.tile is not None:

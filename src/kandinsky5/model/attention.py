@@ -37,8 +37,7 @@ class SoftmaxAttention:
     @property
     def takes_mask(self) -> bool:
         """Whether the back end can be told which keys are padding; where none was chosen, diffusers' active one."""
-        backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-        return backend not in WITHOUT_MASK
+        return back_end_of(self) not in WITHOUT_MASK
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         """(B, N, A, K), (B, M, A, K), (B, M, A, K), (B, M) bool -> (B, N, A, K)."""
@@ -52,6 +51,14 @@ class SoftmaxAttention:
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
+
+
+def back_end_of(processor: Any) -> str | None:
+    """Which of diffusers' back ends a processor computes with now; None where it is not ours, so that nobody knows."""
+    if type(processor) is not SoftmaxAttention:
+        return None
+    chosen: str = processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+    return chosen
 
 
 class Attention(nn.Module, AttentionModuleMixin):

@@ -10,14 +10,15 @@ Shapes: B batch, N visual tokens, L text tokens, D width, A heads of K channels.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from kandinsky5.model.graph import CapturedCall
+from kandinsky5.model.attention import back_end_of
+from kandinsky5.model.graph import Replays
 from kandinsky5.model.kernels import Kernels, Rows, kernels_for
 from kandinsky5.model.products import lay_together, product, products, read_float8
 from kandinsky5.model.prompt_table import Prompt, PromptTable, Step
@@ -31,9 +32,6 @@ TABLE_BYTES: Final = 2**27
 KEPT_TABLES: Final = 2
 """The two branches of a run that evaluates them in turn."""
 
-KEPT_GRAPHS: Final = 4
-"""Sizes that are replayed without a new capture."""
-
 
 class FastPath:
     """What `Kandinsky5Transformer3DModel.fast_path` is set to.
@@ -42,18 +40,16 @@ class FastPath:
         kernels: who computes the stretches between products; None is the fastest on the device of the latents, which
             an offloaded network reaches only when it is called.
         float8: the network has float8 layers, and the kernels quantise for them.
-        graphs: replay CUDA graphs, one a size; for CUDA devices.
+        graphs: replay CUDA graphs, one a size, on CUDA devices; None is where there is plenty of memory.
     """
 
-    def __init__(self, kernels: Kernels | None = None, *, float8: bool = False, graphs: bool = False):
+    def __init__(self, kernels: Kernels | None = None, *, float8: bool = False, graphs: bool | None = False):
         self.kernels = kernels
         self.float8 = float8
-        self.graphs = graphs
+        self.replays = None if graphs is False else Replays(insisted=graphs is True)
         self._times: Tensor | None = None
         self._ahead: list[float] = []
         self._tables: list[PromptTable] = []
-        self._captured: dict[tuple, CapturedCall] = {}
-        self._pool: Any = None
         self._weights: tuple[int, ...] = ()
         self._seen: tuple[int, int] | None = None
         self._stays = False
@@ -117,8 +113,13 @@ class FastPath:
         inputs = (latents, step.text, prompt.mask, step.time, step.modulation, rotation)
         kernels = self.kernels or kernels_for(latents.device, float8=self.float8)
         evaluate: Callable[..., Tensor] = partial(velocity, network, kernels)
-        if self.graphs and latents.is_cuda and not adapted and self._weights_stay(network):
-            evaluate = self._graph(network, evaluate, inputs)
+        if self.replays is not None and latents.is_cuda and not adapted:
+            # The processors of the first block stand for the others'.
+            block = network.visual_transformer_blocks[0]
+            readers = (block.self_attention, block.cross_attention)
+            computing = (kernels, *(back_end_of(reader.processor) for reader in readers))
+            if None not in computing and self._weights_stay(network):
+                evaluate = self.replays.of(evaluate, inputs, computing)
         return evaluate(*inputs)
 
     def _numbers(self, timestep: Tensor | float | int, rows: int) -> tuple[float, ...]:
@@ -146,7 +147,8 @@ class FastPath:
             self._seen, self._stays = seen, not is_streamed(network)
             weights = tuple(tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers()))
             if weights != self._weights:
-                self._captured.clear()
+                if self.replays is not None:
+                    self.replays.forget()
                 self._weights = weights
         return self._stays
 
@@ -160,26 +162,6 @@ class FastPath:
             self._tables = [table, *self._tables][:KEPT_TABLES]
         following = self._ahead[self._ahead.index(times[0]) + 1 :]
         return table.step(network, times, [(t,) * len(times) for t in following])
-
-    def _graph(
-        self, network: Any, function: Callable[..., Tensor], inputs: Sequence[Tensor | None]
-    ) -> Callable[..., Tensor]:
-        """The captured function for inputs of these shapes; itself, and no graphs from then on, if it cannot be."""
-        key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
-        if key not in self._captured:
-            if len(self._captured) == KEPT_GRAPHS:
-                del self._captured[next(iter(self._captured))]
-            try:
-                if not self._captured:
-                    self._pool = torch.cuda.graph_pool_handle()
-                self._captured[key] = CapturedCall(function, inputs, self._pool)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                logger.warning("No CUDA graphs: %s", str(error).splitlines()[0])
-                self.graphs = False
-                return function
-        return self._captured[key]
 
 
 def prepare_for_speed(network: Any) -> None:
