@@ -94,9 +94,14 @@ def batches(server: Server, size: str, batch: int, steps: int, rounds: int) -> I
     began = time.monotonic()
     ask_all(server, asks[:batch], batch)
     first = time.monotonic() - began
+    before = server.stage_seconds()
     began = time.monotonic()
     outcomes = ask_all(server, asks[batch:], batch)
     wall = time.monotonic() - began
+    stages = {
+        stage: round((seconds - before.get(stage, 0.0)) / len(outcomes), 3)
+        for stage, seconds in server.stage_seconds().items()
+    }
     yield {
         "size": size,
         "batch": batch,
@@ -104,6 +109,7 @@ def batches(server: Server, size: str, batch: int, steps: int, rounds: int) -> I
         "first_round_seconds": round(first, 2),
         **_summary(outcomes),
         "pictures_a_minute": round(60 * len(outcomes) / wall, 2),
+        "stage_seconds": stages,
         "memory_gb": round(server.metric("memory_bytes") / 1e9, 2),
         "holds": all(one.end == "drawn" for one in outcomes),
     }

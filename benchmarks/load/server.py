@@ -81,6 +81,13 @@ class Server:
         found = re.findall(rf"^kandinsky5_{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
         return sum(map(float, found))
 
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds of all requests so far, by stage."""
+        with self.client(30) as client:
+            text = client.get("/metrics").text
+        pattern = r'^kandinsky5_stage_seconds_sum\{stage="(\w+)"\} (\S+)$'
+        return {stage: float(seconds) for stage, seconds in re.findall(pattern, text, re.MULTILINE)}
+
     def wait_idle(self, seconds: float = 60) -> None:
         """Wait until nothing waits and nothing is drawn. Raises TimeoutError."""
         until = time.monotonic() + seconds
