@@ -198,6 +198,16 @@ def test_gradients_reach_everything_and_losses_are_told_by_task(trial: Trial) ->
         torch.testing.assert_close(sums.sum() / 2, numbers[task])
 
 
+def test_muon_is_for_attention_and_feed_forward(trained: Path) -> None:
+    modules = build_modules(toy_recipe(trained), *load_tokenizers(trained / "tokenizers"))
+    hidden, parameters = modules.hidden(), modules.parameters()
+    assert {parameters[name].ndim for name in hidden} == {2}
+    assert {name.split(".")[-3] for name in hidden} == {
+        *("self_attention", "cross_attention", "feed_forward"),  # the network's
+        *("self_attn", "attn", "mlp"),  # the language models' and the tower's
+    }
+
+
 def test_micro_batches_change_only_memory(trained: Path) -> None:
     recipe = replace(toy_recipe(trained), batch=8, draws=2)
     qwen, clip = load_tokenizers(trained / "tokenizers")

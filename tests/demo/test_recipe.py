@@ -31,7 +31,7 @@ from kandinsky5.demo.tokenizers import load_tokenizers
 from kandinsky5.demo.train import main
 from kandinsky5.demo.warm_start import digest, take_weights
 from kandinsky5.demo.world import MAX_THINGS
-from kandinsky5.errors import CheckpointError
+from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.loading import load_pipeline
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.train.state_file import load_state
@@ -91,6 +91,35 @@ def test_what_is_loaded_is_the_average_that_was_trained(trained: Path) -> None:
     unmoved = [name for name, value in average.items() if torch.equal(value, before[name])]
     # Zero-initialised gates let nothing through at first, but after four steps everything has moved.
     assert unmoved == []
+
+
+def test_muon_continues_exactly_and_export_needs_no_telling(trained: Path, tmp_path: Path) -> None:
+    options = [
+        *TOY,
+        "--parts",
+        str(trained / "weights"),
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
+    whole, broken = ([*options, "--work", str(tmp_path / name)] for name in ("whole", "broken"))
+    main(["finished-parts", "network", *whole, "--optimiser", "muon"])
+    main(["finished-parts", "network", *broken, "--optimiser", "muon", "--stop-at", "2"])
+    with pytest.raises(RequestError, match="update"):
+        main(["network", *broken])
+    main(["network", "export", *broken, "--optimiser", "muon"])
+    expected, found = (load_state(tmp_path / name / STATE)[0] for name in ("whole", "broken"))
+    assert expected.keys() == found.keys() and "momentum.hidden" in expected
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    main(["export", *whole])
+    first, second = (
+        load_exported(tmp_path / name / "weights", CPU).transformer for name in ("whole", "broken")
+    )
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_network_begins_with_encoders_that_have_learnt_to_read(trained: Path, tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ from torch import nn
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.train.ema import Ema, warmed_decay
 from kandinsky5.train.masters import Masters
+from kandinsky5.train.muon import hidden_matrices, orthogonal
 from kandinsky5.train.run import Limits, resume, run
 from kandinsky5.train.schedule import learning_rate
 from kandinsky5.train.state_file import load_state, save_state
 from kandinsky5.train.update import Update, UpdateSettings
 
 SETTINGS = UpdateSettings(steps=6, peak=1e-2, warmup=2)
+MUON = replace(SETTINGS, optimiser="muon")
+HIDDEN = ["0.weight", "3.weight"]
 
 
 def small_net(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -50,6 +53,74 @@ def test_flat_masters_train_as_torch_does_in_float32() -> None:
         torch.testing.assert_close(norm, expected)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class Block(nn.Module):
+    """A tall, a wide and a square matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise, self.fall, self.turn = nn.Linear(8, 24), nn.Linear(24, 8), nn.Linear(8, 8)
+
+
+def blocks() -> nn.Module:
+    """Three of them, between layers that are not repeated."""
+    torch.manual_seed(0)
+    repeated = nn.ModuleList(Block() for _ in range(3))
+    return nn.ModuleDict({"into": nn.Linear(5, 8), "blocks": repeated, "out": nn.Linear(8, 3)})
+
+
+def test_muon_is_torch_s_for_matrices_in_blocks_and_adamw_for_all_else() -> None:
+    ours, theirs = (dict(blocks().named_parameters()) for _ in range(2))
+    before = {name: p.detach().clone() for name, p in ours.items()}
+    hidden = hidden_matrices(blocks())
+    assert hidden == [f"blocks.{n}.{layer}.weight" for n in range(3) for layer in ("rise", "fall", "turn")]
+    update = Update(ours, MUON, hidden=hidden)
+    others = [p for name, p in theirs.items() if name not in hidden]
+    adam = torch.optim.AdamW(
+        [
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": 0.01},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+    )
+    muon = torch.optim.Muon(
+        [theirs[name] for name in hidden], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    generator = torch.Generator().manual_seed(1)
+    for step in range(MUON.steps):
+        for name in ours:
+            ours[name].grad = torch.randn(ours[name].shape, generator=generator)
+            theirs[name].grad = ours[name].grad.clone()
+        update.masters.take_gradients()
+        update()
+        nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+        for optimiser in (adam, muon):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, steps=6, peak=1e-2, warmup=2, decay_share=0.25)
+            optimiser.step()
+    for name in ours:  # products of bfloat16 round differently one by one
+        apart, moved = (ours[name] - theirs[name]).norm(), (theirs[name] - before[name]).norm()
+        assert apart < (0.01 if name in hidden else 1e-4) * moved, name
+
+
+def test_singular_values_become_about_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((12, 48), (48, 12)):
+        matrices = torch.stack([torch.randn(shape), torch.zeros(shape), 1e-6 * torch.randn(shape)])
+        made = orthogonal(matrices).float()
+        assert not made[1].any()
+        for one in (made[0], made[2]):
+            values = torch.linalg.svdvals(one)
+            assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_muon_without_matrices_in_blocks_is_refused() -> None:
+    net = small_net()
+    assert hidden_matrices(net) == []
+    assert hidden_matrices(blocks(), but_not=(Block,)) == []
+    with pytest.raises(ValueError, match="nothing to step"):
+        Update(dict(net.named_parameters()), MUON)
 
 
 def test_masters_keep_what_bfloat16_would_swallow() -> None:
@@ -119,7 +190,7 @@ def test_the_schedule_rises_stays_and_falls() -> None:
 
 def train(path: Path, stop_at: int | None, settings: UpdateSettings = SETTINGS) -> Update:
     net = small_net(torch.bfloat16)
-    update = Update(dict(net.named_parameters()), settings)
+    update = Update(dict(net.named_parameters()), settings, hidden=HIDDEN)
     recipe = {"update": asdict(settings), "batch": 4}
     resume(update, path, recipe)
 
@@ -141,13 +212,15 @@ def train(path: Path, stop_at: int | None, settings: UpdateSettings = SETTINGS) 
     return update
 
 
-def test_a_continued_run_is_the_unbroken_one_bit_for_bit(tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole" / "state.safetensors", None)
+@pytest.mark.parametrize("settings", [SETTINGS, MUON], ids=["adamw", "muon"])
+def test_a_continued_run_is_the_unbroken_one_bit_for_bit(tmp_path: Path, settings: UpdateSettings) -> None:
+    whole = train(tmp_path / "whole" / "state.safetensors", None, settings)
     broken = tmp_path / "broken" / "state.safetensors"
-    assert train(broken, 2).step == 2
-    assert train(broken, 4).step == 4
-    continued = train(broken, None)
+    assert train(broken, 2, settings).step == 2
+    assert train(broken, 4, settings).step == 4
+    continued = train(broken, None, settings)
     a, b = whole.state(), continued.state()
+    assert ("momentum.hidden" in a[0]) == (settings is MUON)
     assert a[1] == b[1]
     for name, tensor in a[0].items():
         assert torch.equal(tensor, b[0][name]), name
@@ -186,6 +259,7 @@ def test_other_settings_and_other_parameters_are_refused(tmp_path: Path) -> None
     for changed, name in (
         ({"batch": 5}, "batch"),
         ({"update": asdict(replace(SETTINGS, peak=1.0))}, "update"),
+        ({"update": asdict(MUON)}, "update"),
     ):
         with pytest.raises(RequestError, match=name):
             resume(Update(dict(small_net().named_parameters()), SETTINGS), path, same | changed)

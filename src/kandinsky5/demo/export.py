@@ -12,6 +12,7 @@ import logging
 import shutil
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,10 @@ def export(recipe: NetworkRecipe, work: Path, folder: Path) -> None:
     """
     qwen, clip = load_tokenizers(work / TOKENIZERS)
     modules = build_modules(recipe, qwen, clip)
-    update = Update(modules.parameters(), recipe.update)
-    update.restore(*load_state(work / STATE))
+    tensors, values = load_state(work / STATE)
+    settings = replace(recipe.update, optimiser=values["recipe"]["update"].get("optimiser", "adamw"))
+    update = Update(modules.parameters(), settings, hidden=modules.hidden())
+    update.restore(tensors, values)
     learnt = modules.parameters()
     with torch.no_grad():
         for name, average in update.average().items():

@@ -32,8 +32,10 @@ from kandinsky5.demo.scene_batches import batches_from
 from kandinsky5.demo.text_states import Rows, TextReader, TextStates
 from kandinsky5.demo.thing_map import ThingMap
 from kandinsky5.errors import RequestError
+from kandinsky5.model.blocks import Modulation
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.prompts import Task
+from kandinsky5.train.muon import hidden_matrices
 from kandinsky5.train.objective import by_time, draw_times, flow_loss
 from kandinsky5.train.run import resume, run
 from kandinsky5.train.update import Update, UpdateSettings
@@ -101,7 +103,22 @@ class TrainedModules:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by a name that says where they belong; the vision tower's only if it is used."""
-        owners = {
+        return {
+            f"{owner}.{name}": parameter
+            for owner, module in self._owners().items()
+            for name, parameter in module.named_parameters()
+        }
+
+    def hidden(self) -> list[str]:
+        """The names of the matrices inside blocks: attention and feed-forward, not what modulates them."""
+        return [
+            f"{owner}.{name}"
+            for owner, module in self._owners().items()
+            for name in hidden_matrices(module, but_not=(Modulation,))
+        ]
+
+    def _owners(self) -> dict[str, nn.Module]:
+        owners: dict[str, nn.Module] = {
             "network": self.network,
             "text_encoder.model.language_model": self.text_encoder.model.language_model,
             "text_encoder.model.visual": self.text_encoder.model.visual,
@@ -111,11 +128,7 @@ class TrainedModules:
         }
         if not self.network.config.visual_cond:
             del owners["text_encoder.model.visual"]
-        return {
-            f"{owner}.{name}": parameter
-            for owner, module in owners.items()
-            for name, parameter in module.named_parameters()
-        }
+        return owners
 
 
 def build_modules(recipe: NetworkRecipe, qwen: Qwen2Tokenizer, clip: CLIPTokenizer) -> TrainedModules:
@@ -164,7 +177,7 @@ def train_network(
     ):
         module.to(running.device).train()
         cast_parameters(module, running.dtype)
-    update = Update(modules.parameters(), recipe.update, running.replicas)
+    update = Update(modules.parameters(), recipe.update, running.replicas, modules.hidden())
     settings = asdict(recipe)
     resume(update, work / STATE, settings)
     numbers = running.replicas.numbers(update.step, recipe.update.steps)

@@ -119,7 +119,7 @@ def _measure_drawing(options: argparse.Namespace) -> None:
     qwen, clip = load_tokenizers(options.work / TOKENIZERS)
     recipe, running = chosen.network_recipe(options), chosen.running(options)
     modules = build_modules(recipe, qwen, clip)
-    update = Update(modules.parameters(), recipe.update)
+    update = Update(modules.parameters(), recipe.update, hidden=modules.hidden())
     autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER)
     training = NetworkGradients(
         modules, autoencoder, task_tokens(recipe, qwen, clip), update, recipe, running

@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -23,7 +24,7 @@ from kandinsky5.demo.sampling import Sampling
 from kandinsky5.demo.warm_start import digest
 from kandinsky5.train.replicas import ALONE
 from kandinsky5.train.run import Limits
-from kandinsky5.train.update import UpdateSettings
+from kandinsky5.train.update import Optimiser, UpdateSettings
 
 TOY_BATCH = 32
 STAGES = (
@@ -70,7 +71,9 @@ def network_recipe(options: argparse.Namespace) -> NetworkRecipe:
     """The network's."""
     return NetworkRecipe(
         architecture=architecture(options),
-        update=UpdateSettings(steps=options.steps, peak=options.peak, warmup=options.warmup),
+        update=UpdateSettings(
+            steps=options.steps, peak=options.peak, warmup=options.warmup, optimiser=options.optimiser
+        ),
         shift=options.shift,
         start=_start_digest(options),
         batch=options.batch or (TOY_BATCH if options.toy else NetworkRecipe.batch),
@@ -171,6 +174,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         help="parts a batch is computed in, to save memory",
     )
     add("--peak", type=float, default=base.update.peak, help="highest learning rate of the network's run")
+    add(
+        "--optimiser",
+        choices=get_args(Optimiser),
+        default=base.update.optimiser,
+        help="of the matrices inside the network's and the encoders' blocks",
+    )
     add("--shift", type=float, default=base.shift, help="how far training times move towards the noise")
     add(
         "--begin-from",

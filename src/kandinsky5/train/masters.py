@@ -5,7 +5,8 @@ gradients, and the way back into the parameters. A bfloat16 weight alone would s
 it. Nothing here knows of learning rates, losses or files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,20 @@ class Masters:
 
     The split is the usual one for weight decay: matrices decay, biases and norms do not. Flat tensors make clipping,
     AdamW and averaging a handful of kernels. Rows of every flat tensor follow the order of `parameters`.
+
+    Matrices whose names are in `hidden` form a third one, `hidden`, in which equal shapes lie together (`stacks`).
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]):
+    def __init__(self, parameters: Mapping[str, nn.Parameter], hidden: Collection[str] = ()):
         device = next(iter(parameters.values())).device
+        others = {name: p for name, p in parameters.items() if name not in hidden}
         self._groups = {
-            "matrices": {name: p for name, p in parameters.items() if p.ndim >= 2},
-            "vectors": {name: p for name, p in parameters.items() if p.ndim < 2},
+            "matrices": {name: p for name, p in others.items() if p.ndim >= 2},
+            "vectors": {name: p for name, p in others.items() if p.ndim < 2},
         }
+        if hidden:
+            by_shape = sorted(hidden, key=lambda name: tuple(parameters[name].shape))
+            self._groups["hidden"] = {name: parameters[name] for name in by_shape}
         self.flat: dict[str, nn.Parameter] = {}
         self.gradients: dict[str, Tensor] = {}
         self._fresh: dict[str, Tensor] = {}
@@ -81,6 +88,13 @@ class Masters:
         for group, members in self._groups.items():
             views |= dict(zip(members, self._views(group, flat[group].detach()), strict=True))
         return views
+
+    def stacks(self, flat: Tensor) -> list[Tensor]:
+        """Views (B, m, n), one a shape, into a flat tensor laid out as `hidden` is."""
+        shapes = [p.shape for p in self._groups["hidden"].values()]
+        equal = [(shape, len(list(run))) for shape, run in groupby(shapes)]
+        rows = flat.detach().split([count * shape.numel() for shape, count in equal])
+        return [row.view(count, *shape) for row, (shape, count) in zip(rows, equal, strict=True)]
 
     def _views(self, group: str, flat: Tensor) -> list[Tensor]:
         shapes = [p.shape for p in self._groups[group].values()]

@@ -1,12 +1,12 @@
 """One optimiser update: gradients of the parameters in, new parameters and a new average out.
 
-Ties `Masters`, AdamW, clipping, the schedule and the average together, and holds all state that a resumed run needs.
-It does not know where gradients come from, nor where its state is kept.
+Ties `Masters`, AdamW, Muon, clipping, the schedule and the average together, and holds all state that a resumed run
+needs. It does not know where gradients come from, nor where its state is kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,20 @@ from torch import Tensor, nn
 from kandinsky5.errors import CheckpointError
 from kandinsky5.train.ema import Ema
 from kandinsky5.train.masters import Masters
+from kandinsky5.train.muon import Muon
 from kandinsky5.train.replicas import ALONE, Replicas
 from kandinsky5.train.schedule import learning_rate
+
+Optimiser = Literal["adamw", "muon"]
+"""What steps the matrices inside blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateSettings:
-    """AdamW (0.9, 0.95), eps 1e-8 and norm 1 are the authors' (model_facts.md, training facts)."""
+    """AdamW (0.9, 0.95), eps 1e-8 and norm 1 are the authors' (model_facts.md, training facts).
+
+    `optimiser` steps the matrices inside blocks; all else is AdamW's, at the same rate.
+    """
 
     steps: int
     peak: float
@@ -30,21 +37,30 @@ class UpdateSettings:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    optimiser: Optimiser = "adamw"
 
 
 class Update:
     """Steps float32 masters of `parameters` and writes them back rounded; averages the masters.
 
     `replicas` that begin with the same parameters keep the same ones: each step takes the sum of all their gradients.
+    `hidden` names the matrices inside blocks, which Muon steps where the settings say so.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], settings: UpdateSettings, replicas: Replicas = ALONE
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: UpdateSettings,
+        replicas: Replicas = ALONE,
+        hidden: Collection[str] = (),
     ):
+        muon = settings.optimiser == "muon"
+        if muon and not hidden:
+            raise ValueError("Muon has nothing to step: no matrices inside blocks were named.")
         self.settings = settings
         self.replicas = replicas
         self.step = 0
-        self.masters = Masters(parameters)
+        self.masters = Masters(parameters, hidden if muon else ())
         flat = self.masters.flat
         self.ema = Ema(flat, settings.ema_decay)
         self._adam = torch.optim.AdamW(
@@ -57,6 +73,7 @@ class Update:
             eps=1e-8,
             fused=True,
         )
+        self._muon = Muon(self.masters) if muon else None
 
     def __call__(self) -> Tensor:
         """Apply the gradients taken so far; returns their norm before clipping, a scalar left on the device."""
@@ -70,6 +87,8 @@ class Update:
         norm = self.masters.gradient_norm()
         self.masters.scale_gradients((s.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         self._adam.step()
+        if self._muon:
+            self._muon.step(rate, s.weight_decay)
         self.masters.forget_gradients()
         self.masters.give_back()
         self.ema.update(self.masters.flat)
@@ -81,14 +100,17 @@ class Update:
         return self.masters.named(self.ema.average)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything a resumed run needs: tensors (masters, moments, average) and plain values."""
+        """Everything a resumed run needs: tensors (masters, moments or momentum, average) and plain values."""
         tensors: dict[str, Tensor] = {}
         for group, flat in self.masters.flat.items():
-            moments = self._adam.state[flat]
             tensors[f"master.{group}"] = flat.detach()
             tensors[f"average.{group}"] = self.ema.average[group]
+        for group, flat in self._of_adam().items():
+            moments = self._adam.state[flat]
             tensors[f"moment1.{group}"] = moments.get("exp_avg", torch.zeros_like(flat))
             tensors[f"moment2.{group}"] = moments.get("exp_avg_sq", torch.zeros_like(flat))
+        if self._muon:
+            tensors["momentum.hidden"] = self._muon.momentum
         return tensors, {"step": self.step, "layout": self._layout()}
 
     @torch.no_grad()
@@ -100,13 +122,19 @@ class Update:
         for group, flat in self.masters.flat.items():
             flat.copy_(tensors[f"master.{group}"])
             self.ema.average[group].copy_(tensors[f"average.{group}"])
+        for group, flat in self._of_adam().items():
             if self.step:
                 self._adam.state[flat] = {
                     "step": torch.tensor(float(self.step), device=flat.device),
                     "exp_avg": tensors[f"moment1.{group}"].to(flat.device, copy=True),
                     "exp_avg_sq": tensors[f"moment2.{group}"].to(flat.device, copy=True),
                 }
+        if self._muon:
+            self._muon.momentum.copy_(tensors["momentum.hidden"])
         self.masters.give_back()
+
+    def _of_adam(self) -> dict[str, nn.Parameter]:
+        return {group: self.masters.flat[group] for group in ("matrices", "vectors")}
 
     def _layout(self) -> list[list[Any]]:
         return [[name, list(view.shape)] for name, view in self.masters.named(self.masters.flat).items()]
