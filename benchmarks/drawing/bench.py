@@ -99,7 +99,9 @@ def full_size_pipeline(bench: Bench) -> Any:
     torch.set_default_dtype(bench.dtype)
     try:
         with torch.device(bench.device):
-            config = Qwen2_5_VLConfig(text_config=TEXT, vision_config=VISION, tie_word_embeddings=False)
+            config = Qwen2_5_VLConfig(
+                text_config=dict(TEXT), vision_config=dict(VISION), tie_word_embeddings=False
+            )
             encoder = Qwen2_5_VLForConditionalGeneration(config)
             clip = CLIPTextModel(CLIPTextConfig(**CLIP))
             vae = AutoencoderKL(**VAE)

@@ -202,9 +202,12 @@ def stages(bench: Bench) -> Iterator[Row]:
         lengths = pipeline.encode_prompt([words, ""])[2].diff().tolist()
         yield {"stage": "text encoding", "tokens": lengths, "seconds": seconds}
         latents = bench.scene().latents
-        reset_peak(bench.device)
-        seconds = median_seconds(lambda: pipeline.finish(latents, "pt"), bench.device, 5, warm_ups=2)
-        yield {"stage": "decoding", "seconds": seconds, "peak_gib": peak_gib(bench.device)}
+        for layout in ("channels first", "channels last"):
+            if layout == "channels last":
+                pipeline.vae.to(memory_format=torch.channels_last)
+            reset_peak(bench.device)
+            seconds = median_seconds(lambda: pipeline.finish(latents, "pt"), bench.device, 5, warm_ups=2)
+            yield {"stage": f"decoding, {layout}", "seconds": seconds, "peak_gib": peak_gib(bench.device)}
 
 
 def warm_up(bench: Bench) -> Iterator[Row]:

@@ -18,6 +18,8 @@ THINGS = ("circle", "square", "triangle", "star", "cross", "ring", "line")
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "orange")
 SIZES = ("64x64", "128x128", "128x64", "192x128", "256x256")
 GIVEN_UP_STEPS = 60
+GUIDANCE = 3.5
+"""Of requests whose times are compared: each step of each is two rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,10 @@ def mixed(count: int, *, edits: bool, seed: int = 0) -> list[Ask]:
 
 
 def alike(count: int, size: str, steps: int) -> list[Ask]:
-    """Requests of one size and number of steps, each with its own prompt and seed."""
+    """Requests of one size, number of steps and guidance, each with its own prompt and seed."""
     chance = random.Random(size)
-    return [
-        Ask(number=number, kind="draw", body=drawing(chance, number, size, steps)) for number in range(count)
-    ]
+    bodies = [{**drawing(chance, number, size, steps), "guidance": GUIDANCE} for number in range(count)]
+    return [Ask(number=number, kind="draw", body=body) for number, body in enumerate(bodies)]
 
 
 def drawing(chance: random.Random, number: int, size: str, steps: int) -> dict[str, Any]:

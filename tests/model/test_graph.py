@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from kandinsky5.model import graph
-from kandinsky5.model.graph import KEPT, PLAIN_CALLS, Replays
+from kandinsky5.model.graph import KEPT, PLAIN_CALLS, REMEMBERED, Replays
 
 
 def plain(x, mask):
@@ -109,10 +108,18 @@ def test_the_end_of_memory_is_told(roomy):
         ask(replays, 4, PLAIN_CALLS + 1)
 
 
+def test_shapes_that_take_turns_are_each_captured():
+    replays = Replays(insisted=True, capture=Capture())
+    for _ in range(PLAIN_CALLS + 1):
+        for length in (1, 2, 3):
+            ask(replays, length)
+    assert len(replays) == 3
+
+
 def test_counts_do_not_grow_with_every_length_of_a_prompt():
     replays = Replays(insisted=True, capture=Capture())
-    for length in range(1, 50):
+    for length in range(1, 3 * REMEMBERED):
         ask(replays, length)
-    ask(replays, 1, PLAIN_CALLS)
-    assert len(replays._seen) == 0
-    assert graph.KEPT >= len(replays) == 1
+    assert len(replays._seen) <= REMEMBERED
+    ask(replays, 1, PLAIN_CALLS + 1)
+    assert len(replays) == 1

@@ -21,6 +21,9 @@ not, and a shape that does not come again costs nothing."""
 KEPT: Final = 4
 """Shapes that are replayed without a new capture; the one that was not asked for the longest goes first."""
 
+REMEMBERED: Final = 64
+"""Shapes that are counted at a time; prompts come in any length."""
+
 PLENTY: Final = 0.25
 """Of a device's memory, free when a shape is captured that nobody insisted on. Two rows of 4096 tokens at the published
 width keep 1.7 GiB, 2.5 with float8 (docs/performance.md)."""
@@ -96,6 +99,8 @@ class Replays:
             return self._calls[key]
         if self._cannot:
             return function
+        if len(self._seen) == REMEMBERED and key not in self._seen:
+            self._seen.clear()
         self._seen[key] += 1
         if self._seen[key] <= PLAIN_CALLS or not (self._insisted or _plenty(inputs)):
             return function
@@ -111,7 +116,7 @@ class Replays:
             logger.warning("No CUDA graphs: %s", str(error).splitlines()[0])
             self._cannot = True
             return function
-        self._seen.clear()  # so that it does not grow with every length of a prompt
+        del self._seen[key]
         return self._calls[key]
 
 
