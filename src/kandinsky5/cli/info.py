@@ -14,6 +14,7 @@ import typer
 
 from kandinsky5.budget import Budget
 from kandinsky5.cli import options
+from kandinsky5.cli.imports import collecting_later
 from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.geometry import parse_size
 from kandinsky5.variants import VARIANTS, Variant, embedded_folder
@@ -38,14 +39,15 @@ def info(
 
 def describe(device: str = "auto", precision: str = "auto", budget: Budget | None = None) -> dict[str, Any]:
     """Everything `info` prints, as a JSON object. Imports torch, downloads nothing."""
-    from kandinsky5.placement import (
-        MODES,
-        automatic_mode,
-        free_memory,
-        resolve_device,
-        resolve_dtype,
-        resolve_mode,
-    )
+    with collecting_later():
+        from kandinsky5.placement import (
+            MODES,
+            automatic_mode,
+            free_memory,
+            resolve_device,
+            resolve_dtype,
+            resolve_mode,
+        )
 
     chosen = resolve_device(device)
     dtype = resolve_dtype(precision, chosen)
@@ -107,8 +109,9 @@ def _attention_backend() -> str:
 
 def _plans(device: Any, dtype: Any, budget: Budget) -> list[dict[str, Any]]:
     """What `--memory` would do with the models of the published size: a plan, or why there is none."""
-    from kandinsky5.memory import plan_for_model
-    from kandinsky5.memory.published import published_model
+    with collecting_later():
+        from kandinsky5.memory import plan_for_model
+        from kandinsky5.memory.published import published_model
 
     plans: list[dict[str, Any]] = []
     for task in ("text-to-image", "editing"):

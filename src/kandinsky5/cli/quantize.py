@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from kandinsky5.cli import options
+from kandinsky5.cli.imports import collecting_later
 from kandinsky5.cli.progress import waiting
 from kandinsky5.cli.pull import CacheDir
 from kandinsky5.cli.verify import folder_of
@@ -53,8 +54,9 @@ def quantize(
     """
     source = resolve_model(model)
     folder = folder_of(source, cache_dir)
-    from kandinsky5.memory.packing import write_packed
-    from kandinsky5.placement import resolve_device
+    with collecting_later():
+        from kandinsky5.memory.packing import write_packed
+        from kandinsky5.placement import resolve_device
 
     chosen = {"network": (network or form).value, "encoder": (encoder or form).value}
     with waiting(Console(stderr=True), f"Packing {source.name}", shown=not quiet):

@@ -17,6 +17,7 @@ from kandinsky5.budget import Budget
 from kandinsky5.cli import options
 from kandinsky5.cli.adapters import offered_loras
 from kandinsky5.cli.extras import require_extra
+from kandinsky5.cli.imports import collecting_later
 from kandinsky5.cli.opening import open_engines
 from kandinsky5.server.keys import KEYS_VARIABLE, read_keys
 from kandinsky5.server.logs import Lines, LogFormat
@@ -102,8 +103,9 @@ def serve(
     """
     source = resolve_model(model or EMBEDDED)
     require_extra("serve", "serve", EXTRA_MODULES)
-    from kandinsky5.server.running import serve as run
-    from kandinsky5.service import Limits
+    with collecting_later():
+        from kandinsky5.server.running import serve as run
+        from kandinsky5.service import Limits
 
     loras = offered_loras("serve", lora)
     keys = read_keys(api_keys, os.environ.get(KEYS_VARIABLE))

@@ -17,6 +17,7 @@ from typer import Argument, Option
 
 from kandinsky5.cli import options
 from kandinsky5.cli.extras import require_extra
+from kandinsky5.cli.imports import collecting_later
 from kandinsky5.cli.opening import quieten_imports
 from kandinsky5.errors import RequestError
 
@@ -64,8 +65,9 @@ def train(
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from kandinsky5.train.settings_file import read_settings
-    from kandinsky5.train.training import train as carry_out
+    with collecting_later():
+        from kandinsky5.train.settings_file import read_settings
+        from kandinsky5.train.training import train as carry_out
 
     if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
         quieten_imports()

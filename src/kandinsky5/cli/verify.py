@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kandinsky5.cli import options
+from kandinsky5.cli.imports import collecting_later
 from kandinsky5.cli.models import WIDTH_OF_FILES
 from kandinsky5.cli.progress import waiting
 from kandinsky5.cli.pull import CacheDir, quieten_client
@@ -84,7 +85,8 @@ def _findings(
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from kandinsky5.verification import verify as check_folder
+    with collecting_later():
+        from kandinsky5.verification import verify as check_folder
 
     quieten_client()
     if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
