@@ -4,14 +4,16 @@ Comes in: components on the meta device and the sizes of a request. Goes out: by
 libraries take for themselves (workspaces) is not seen here. Refuses to know: weights' places.
 """
 
+import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -131,13 +133,17 @@ def _network_bytes(network: Any, sizes: Sizes, rows: int, dtype: torch.dtype, *,
     """A forward of `rows` rows: two blocks stand for all, since each lets go of what it needed."""
     config = dict(network.config)
     cells = sizes.height // 8, sizes.width // 8
-    bytes_ = _forward_bytes(_short(tuple(sorted(_hashable(config).items())), dtype), rows, cells, sizes, fast)
+    bytes_ = _forward_bytes(_as_key(config), dtype, rows, cells, sizes.text_tokens, fast)
     return bytes_ + (min(TABLE_BYTES, _table_bytes(config, rows)) if fast else 0)
 
 
-def _forward_bytes(network: Any, rows: int, cells: tuple[int, int], sizes: Sizes, fast: bool) -> int:
+@lru_cache(maxsize=256)
+def _forward_bytes(
+    config: str, dtype: torch.dtype, rows: int, cells: tuple[int, int], tokens: int, fast: bool
+) -> int:
+    network: Any = _short(config, dtype)
     network.fast_path = FastPath() if fast else None
-    channels, dtype = network.input_channels, next(network.parameters()).dtype
+    channels = network.input_channels
     meta = torch.device("meta")
     patches = [n // p for n, p in zip((1, *cells), network.config.patch_size, strict=True)]
 
@@ -145,13 +151,13 @@ def _forward_bytes(network: Any, rows: int, cells: tuple[int, int], sizes: Sizes
         network(
             hidden_states=torch.empty(rows, 1, *cells, channels, device=meta),
             encoder_hidden_states=torch.empty(
-                rows, sizes.text_tokens, network.config.in_text_dim, device=meta, dtype=dtype
+                rows, tokens, network.config.in_text_dim, device=meta, dtype=dtype
             ),
             timestep=torch.full((rows,), 500.0),
             pooled_projections=torch.empty(rows, network.config.in_text_dim2, device=meta, dtype=dtype),
             visual_rope_pos=[torch.arange(n, device=meta) for n in patches],
-            text_rope_pos=torch.arange(sizes.text_tokens, device=meta),
-            encoder_attention_mask=torch.ones(rows, sizes.text_tokens, dtype=torch.bool, device=meta),
+            text_rope_pos=torch.arange(tokens, device=meta),
+            encoder_attention_mask=torch.ones(rows, tokens, dtype=torch.bool, device=meta),
         )
 
     with attention_backend("native"):  # whichever is chosen; the others do not run on meta
@@ -159,17 +165,25 @@ def _forward_bytes(network: Any, rows: int, cells: tuple[int, int], sizes: Sizes
 
 
 @lru_cache(maxsize=4)
-def _short(config: tuple[tuple[str, Any], ...], dtype: torch.dtype) -> nn.Module:
-    fields = {name: value for name, value in config if not name.startswith("_")}
+def _short(config: str, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
-        network = Kandinsky5Transformer3DModel(**{**fields, "num_visual_blocks": 2, "num_text_blocks": 1})
-    for parameter in network.parameters():
+        network = Kandinsky5Transformer3DModel(
+            **{**json.loads(config), "num_visual_blocks": 2, "num_text_blocks": 1}
+        )
+    return _cast(network, dtype)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    return network.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
-def _hashable(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+def _as_key(config: Mapping[str, Any]) -> str:
+    """What a model is built from. What is counted depends on that and on sizes alone, so that it is counted once."""
+    return json.dumps(
+        {name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True
+    )
 
 
 def _table_bytes(config: dict[str, Any], rows: int) -> int:
@@ -185,9 +199,21 @@ def _vae_bytes(vae: Any, way: str, width: int, height: int, dtype: torch.dtype) 
     else:
         shape = (1, 3, height, width)
     weights = next(vae.parameters()).dtype
-    given = torch.empty(shape, device="meta", dtype=weights)
-    counted = peak_bytes(lambda: getattr(vae, way)(given, return_dict=False))
-    return counted * dtype.itemsize // weights.itemsize
+    return _coding_bytes(_as_key(vae.config), way, shape, weights) * dtype.itemsize // weights.itemsize
+
+
+@lru_cache(maxsize=256)
+def _coding_bytes(config: str, way: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    vae: Any = _autoencoder(config, dtype)
+    given = torch.empty(shape, device="meta", dtype=dtype)
+    return peak_bytes(lambda: getattr(vae, way)(given, return_dict=False))
+
+
+@lru_cache(maxsize=4)
+def _autoencoder(config: str, dtype: torch.dtype) -> nn.Module:
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(json.loads(config))
+    return _cast(vae, dtype)
 
 
 def _text_bytes(config: Any, rows: int, tokens: int, dtype: torch.dtype) -> int:
