@@ -1,11 +1,13 @@
 """Two processes that share the rows of each step learn what one process learns from all of them."""
 
+import gc
+import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 
 from kandinsky5.train.replicas import ALONE, Replicas, join_replicas, leave_replicas
 from kandinsky5.train.run import Limits, resume, run
@@ -85,8 +87,18 @@ def test_two_processes_learn_as_one_does_also_after_a_pause(tmp_path: Path) -> N
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert learn(alone, ALONE, 2, Limits())
 
+    context = multiprocessing.get_context("fork")  # what this process has imported need not be imported again
     for limits in (Limits(stop_at=3), Limits()):
-        multiprocessing.spawn(one_of_two, args=(together, free_port(), limits), nprocs=2)
+        port = free_port()
+        children = [
+            context.Process(target=one_of_two, args=(rank, together, port, limits)) for rank in range(2)
+        ]
+        gc.freeze()  # what came along is not the children's to take down
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(120)
+        assert [child.exitcode for child in children] == [0, 0]
     expected, found = (load_state(folder / "state.safetensors") for folder in (alone, together))
     assert expected[1]["step"] == found[1]["step"] == STEPS
     for name, tensor in expected[0].items():

@@ -62,7 +62,6 @@ def run(base: Path, processes: int, model: str, *, ends: int = 0, **changes: Any
     gc.freeze()  # what came along is not the children's to take down: threads it may wait for are not in them
     for child in children:
         child.start()
-    gc.unfreeze()
     for child in children:
         child.join(240)
     assert [child.exitcode for child in children] == [ends] * processes
