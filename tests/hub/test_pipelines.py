@@ -1,10 +1,8 @@
 """`from_pretrained` and `load_pipeline` by hub id, from the loopback hub: what is asked for, and what is said."""
 
+import multiprocessing
 import re
-import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from tests.pipelines.conftest import components, saved_folder
 from .conftest import UNWANTED
 from .server import Hub, Trouble
 from .test_fetch import files_in, leftovers
-from .test_resume import environment
 
 __all__ = ["components", "saved_folder"]
 
@@ -283,23 +280,24 @@ def test_a_folder_has_no_revision(saved_folder: str, arguments: dict[str, Any]) 
     assert Kandinsky5T2IPipeline.from_pretrained(saved_folder, **harmless) is not None
 
 
-def test_a_killed_from_pretrained_goes_on(hub: Hub, tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_a_killed_from_pretrained_goes_on(
+    hub: Hub, at: str, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The route of Python code resumes as `pull` does."""
-    code = (
-        "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 1 << 14\n"
-        "from kandinsky5 import Kandinsky5T2IPipeline\n"
-        f"Kandinsky5T2IPipeline.from_pretrained({REPO!r})"
-    )
-    cache = tmp_path / "cache"
-    command, run = [sys.executable, "-c", code], {"env": environment(hub, cache)}
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 50)  # until it is killed
+    cache = Path(at)
     hub.troubles.append(Trouble(where=f"GET /store/{REPO}", hang_after=50_000))
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, **run)  # type: ignore[call-overload]
+    context = multiprocessing.get_context("fork")  # what this process has imported need not be imported again
+    victim = context.Process(
+        target=Kandinsky5T2IPipeline.from_pretrained, args=(REPO,), kwargs={"cache_dir": at}
+    )
+    victim.start()
     deadline = time.monotonic() + 120
     while not any(size > 30_000 for blobs in cache.rglob("blobs") for size in size_of_partials(blobs.parent)):
-        assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline and victim.is_alive()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    victim.kill()
+    victim.join()
     hub.troubles.clear()
     hub.requests.clear()
     access = HubAccess(cache_dir=cache, endpoint=hub.address)

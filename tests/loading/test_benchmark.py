@@ -20,15 +20,11 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("benchmark") / "tiny"
-    program = f"""
-import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
-from pathlib import Path
-from full_size_checkpoint import models, parameters, write_checkpoint
-write_checkpoint(Path({str(folder)!r}), tiny=True, shard_bytes=200_000)
-print({{name: parameters(model) for name, model in models(False).items()}})
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    sizes = eval(done.stdout.splitlines()[-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        checkpoint = importlib.import_module("full_size_checkpoint")
+        checkpoint.write_checkpoint(folder, tiny=True, shard_bytes=200_000)
+        sizes = {name: checkpoint.parameters(model) for name, model in checkpoint.models(False).items()}
     assert [round(count / 1e9, 2) for count in sizes.values()] == [6.02, 0.08, 8.29, 0.12]
     return folder
 
