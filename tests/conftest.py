@@ -19,6 +19,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+TOGETHER = {
+    "the running servers": ("tests/server/",),
+    "the toy system": tuple(
+        f"tests/demo/test_{name}.py"
+        for name in (
+            *("caption_reading", "demo_command", "drawn_sets", "examination"),
+            *("network_training", "recipe", "tokenizers"),
+        )
+    ),
+}
+"""Files by what they share, which is set up once in a process."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file's tests stay together, and all that ask the same running servers: what they share is costly to set up."""
@@ -26,7 +39,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "tests/server" if nodeid.startswith("tests/server/") else super()._split_scope(nodeid)
+            file = super()._split_scope(nodeid)
+            return next((name for name, files in TOGETHER.items() if file.startswith(files)), file)
 
     return Together(config, log)
 

@@ -105,7 +105,7 @@ def test_right_answers_count_only_what_is_said() -> None:
 def test_the_encoders_learn_to_read(trained: Path, tmp_path: Path) -> None:
     """Also in two commands, and with answers that depend on the caption and not on the question alone."""
     qwen, clip = load_tokenizers(trained / "tokenizers")
-    recipe = ReadingRecipe(architecture=TOY, update=UpdateSettings(steps=150, peak=6e-3, warmup=5), batch=24)
+    recipe = ReadingRecipe(architecture=TOY, update=UpdateSettings(steps=100, peak=8e-3, warmup=5), batch=16)
     running = Running(device=CPU, dtype=torch.float32, workers=0)
     assert train_reading(recipe, running, tmp_path, qwen, clip)
     tensors, _ = load_state(tmp_path / STATE)
