@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import Qwen2VLImageProcessorPil
 
 from kandinsky5.demo.architecture import (
+    SAMPLING_SHIFT,
     Architecture,
     build_autoencoder,
     build_network,
@@ -51,7 +52,7 @@ def test_the_folder_has_the_published_layout(trained: Path) -> None:
     components = {name for name, value in index.items() if isinstance(value, list)}
     assert {path.name for path in weights.iterdir() if path.is_dir()} == components
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(weights / "scheduler")
-    assert scheduler.config.shift == 3.0
+    assert scheduler.config.shift == SAMPLING_SHIFT
     assert str(trained) not in "".join(path.read_text() for path in weights.rglob("*.json"))
 
 

@@ -38,7 +38,7 @@ def test_ways_are_compared_with_float32(benchmark, tmp_path):
     assert list(ways) == ["ours exact", "ours fp8", "diffusers", "ours ordinary"]
     assert {row["rows"] for row in ways.values()} == {2 * steps}, "two rows a step, whoever computes"
     assert ways["ours exact"]["velocity_error"] < 1e-5 > ways["ours exact"]["run_error"]
-    assert 1e-3 < ways["ours fp8"]["velocity_error"] < 0.1
+    assert 1e-3 < ways["ours fp8"]["velocity_error"] < 0.15
     assert ways["diffusers"]["velocity_error"] < 0.01, "the same weights and inputs"
     assert all(row["seconds"] > 0 for row in ways.values())
     exact, theirs = ways["ours exact"]["seconds"], ways["diffusers"]["seconds"]
@@ -62,7 +62,11 @@ def test_every_other_section_runs(benchmark):
         ("gelu", True),
         ("norm_rotate", False),
     }
-    assert [row["stage"] for row in rows["stages"]] == ["text encoding", "decoding"]
+    assert [row["stage"] for row in rows["stages"]] == [
+        "text encoding",
+        "decoding, channels first",
+        "decoding, channels last",
+    ]
     assert [row["kept_cache"] for row in rows["warm_up"]] == [False, True] * 2
     shares = [row["shares"] for row in rows["profile"] if "shares" in row]
     assert all(sum(each.values()) == pytest.approx(1, abs=0.01) for each in shares) and len(shares) == 2
@@ -99,8 +103,8 @@ def test_the_full_size_parts_at_small_widths(monkeypatch):
     assert network.dtype == torch.bfloat16
     assert network.visual_transformer_blocks[0].visual_modulation.out_layer.weight.dtype == torch.float32
     assert all(parameter.count_nonzero() > 0.9 * parameter.numel() for parameter in network.parameters())
-    text, decoding = sections.stages(bench)
-    assert text["tokens"][0] > text["tokens"][1] and decoding["seconds"] > 0
+    text, *decoding = sections.stages(bench)
+    assert text["tokens"][0] > text["tokens"][1] and all(row["seconds"] > 0 for row in decoding)
     assert next(iter(sections.truth(bench)))["steps"] == 2
     (exact,), (theirs,) = (list(sections.loop(bench, name)) for name in ("ours exact", "diffusers"))
     assert 0 < exact["velocity_error"] < 0.05 and 0 < theirs["velocity_error"] < 0.05

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from kandinsky5 import flow
 from kandinsky5.demo.architecture import (
     Architecture,
     build_autoencoder,
@@ -73,7 +74,7 @@ def components() -> dict[str, object]:
         "tokenizer": tokenizer,
         "text_encoder_2": build_pooled_encoder(TINY, tokenizer_2),
         "tokenizer_2": tokenizer_2,
-        "scheduler": build_scheduler(),
+        "scheduler": build_scheduler(flow.DEFAULT_SHIFT),
     }
     for seed, name in enumerate(("transformer", "text_encoder", "text_encoder_2")):
         draw_weights(parts[name].eval(), seed)  # type: ignore[attr-defined, arg-type]
@@ -83,7 +84,9 @@ def components() -> dict[str, object]:
 @pytest.fixture
 def pipeline(components: dict[str, object]) -> Kandinsky5T2IPipeline:
     """A pipeline over the shared components, with a scheduler of its own."""
-    pipe = Kandinsky5T2IPipeline(**{**components, "scheduler": build_scheduler()}, default_steps=3)  # type: ignore[arg-type]
+    pipe = Kandinsky5T2IPipeline(
+        **{**components, "scheduler": build_scheduler(flow.DEFAULT_SHIFT)}, default_steps=3
+    )  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -123,7 +126,7 @@ def editing_components(
 @pytest.fixture
 def editing(editing_components: dict[str, object]) -> Kandinsky5I2IPipeline:
     """An editing pipeline over the shared components, with a scheduler of its own."""
-    parts = {**editing_components, "scheduler": build_scheduler()}
+    parts = {**editing_components, "scheduler": build_scheduler(flow.DEFAULT_SHIFT)}
     pipe = Kandinsky5I2IPipeline(**parts, default_steps=3)  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from kandinsky5 import flow
 from kandinsky5 import latents as latent_stage
 from kandinsky5.demo.architecture import build_scheduler
 from kandinsky5.pictures import to_pixels
@@ -137,7 +138,7 @@ class TestPrecision:
                 **editing_components,
                 "transformer": copy.deepcopy(editing_components["transformer"]).to(network_dtype),
                 "vae": copy.deepcopy(editing_components["vae"]).to(vae_dtype),
-                "scheduler": build_scheduler(),
+                "scheduler": build_scheduler(flow.DEFAULT_SHIFT),
             },
             default_steps=3,
         )

@@ -19,7 +19,6 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from kandinsky5 import flow
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 
 LATENT_CHANNELS = 16
@@ -27,6 +26,9 @@ CLIP_POSITIONS = 77
 VISION_PATCH = 14
 VISION_MERGE = 2
 """As in the published system: FLUX's latents, CLIP's text length, Qwen2.5-VL's picture patches."""
+
+SAMPLING_SHIFT = 6.0
+"""Published: 3. How many things there are is decided near t = 1, where more steps fall then (docs/demo.md)."""
 
 WORD_DEVIATION = 0.1
 """Of word vectors at the start. At the library's 0.02 what the layers add drowns them: states of one word in place of
@@ -174,9 +176,9 @@ def build_autoencoder(size: Architecture) -> AutoencoderKL:
     )
 
 
-def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Times shifted by 3, as published."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=flow.DEFAULT_SHIFT)
+def build_scheduler(shift: float = SAMPLING_SHIFT) -> FlowMatchEulerDiscreteScheduler:
+    """Times shifted so far towards the noise."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype, *, all_of_them: bool = False) -> None:
