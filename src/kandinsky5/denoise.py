@@ -127,18 +127,21 @@ def denoise(run: Run, *, transformer: Any, scheduler: Any, on_step: OnStep | Non
     return run.latents
 
 
+def expect(transformer: Any, times: Tensor) -> None:
+    """Tell a network that can prepare for it which times it will see next; none when it will see them no more."""
+    prepare = getattr(transformer, "expect_times", None)  # another's network of the same signature has none
+    if prepare is not None:
+        prepare(times)
+
+
 @contextmanager
 def _expected(transformer: Any, times: Tensor) -> Iterator[None]:
-    """Tell a network that can prepare for it which times it will see, and that it will see them no more."""
-    expect = getattr(transformer, "expect_times", None)  # another's network of the same signature has none
-    if expect is None:
-        yield
-        return
-    expect(times)
+    """Expect these times inside, and none afterwards."""
+    expect(transformer, times)
     try:
         yield
     finally:
-        expect(times[:0])
+        expect(transformer, times[:0])
 
 
 @dataclass(frozen=True, kw_only=True)

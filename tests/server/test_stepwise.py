@@ -13,6 +13,7 @@ from kandinsky5.engine import Engine
 from kandinsky5.lora import LoraFormat, write_lora
 from kandinsky5.pictures import content_hash
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.placement import use_mode
 from kandinsky5.request import EditRequest, ImageRequest
 from kandinsky5.service.messages import Begin, Begun, Failed, Finished, Previewed, Report, Stepped
 from kandinsky5.service.preview import LatentPreview
@@ -309,3 +310,25 @@ def test_a_prompt_that_cannot_be_written_out_fails_alone(stepwise: Stepwise) -> 
     reports = list(run(stepwise))
     (failed,) = [report for report in reports if isinstance(report, Failed)]
     assert (failed.id, failed.kind) == ("odd", "request") and set(finished(reports)) == {"fine"}
+
+
+def test_one_that_draws_alone_says_which_times_follow(stepwise: Stepwise, engines: dict, monkeypatch) -> None:
+    """So its prompt's table serves all of its steps; when another joins, and when it is done, nothing is expected."""
+    network = engines["text-to-image"].pipeline.transformer
+    use_mode(network, "exact")
+    path, expected = network.fast_path, []
+    real = path.expect
+    monkeypatch.setattr(path, "expect", lambda times: expected.append(len(times)) or real(times))
+    alone = engines["text-to-image"].generate(asked(SHORT, 1, steps=5))
+    expected.clear()
+    stepwise.begin(Begin(id="first", request=asked(SHORT, 1, steps=5)))
+    reports = list(stepwise.step()) + list(stepwise.step())
+    assert expected == [5] and len(path._tables) == 1
+    stepwise.begin(Begin(id="second", request=asked(MIDDLE, 2, steps=1)))
+    reports += list(stepwise.step())
+    assert expected == [5, 0], "two of them, each at its own time"
+    reports += list(run(stepwise))
+    assert expected == [5, 0, 2, 0] and path._tables == []
+    (picture_of_first,) = finished(reports)["first"].pictures
+    assert difference(picture_of_first.image, alone[0].image) <= 1
+    use_mode(network, None)

@@ -95,6 +95,33 @@ class _Drawing:
         return self.shape, self.work.request.lora
 
 
+@dataclass(kw_only=True, eq=False)
+class _Group:
+    """The drawings of the last pass, which may be those of the next. One that draws alone says which times follow."""
+
+    drawings: Sequence[_Drawing]
+    runs: RunGroup
+    network: Any
+
+    @classmethod
+    def of(cls, drawings: Sequence[_Drawing]) -> "_Group":
+        """Of drawings that take a pass together."""
+        network = drawings[0].work.engine.pipeline.transformer
+        if len(drawings) == 1:
+            (alone,) = drawings
+            denoise.expect(network, alone.scheduler.timesteps[alone.at :])
+        return cls(
+            drawings=list(drawings),
+            runs=RunGroup(runs=[drawing.run for drawing in drawings]),
+            network=network,
+        )
+
+    def end(self) -> None:
+        """Nothing is expected of the network any more."""
+        if len(self.drawings) == 1:
+            denoise.expect(self.network, self.drawings[0].scheduler.timesteps[:0])
+
+
 class Stepwise:
     """What is being drawn. `most`: pictures in one forward pass; less where memory has shown that it must be."""
 
@@ -106,7 +133,7 @@ class Stepwise:
         self._writings: list[_Writing] = []
         self._fitting: dict[Shape, int] = {}
         self._order: list[Kind] = []
-        self._group: tuple[Sequence[_Drawing], RunGroup] | None = None
+        self._group: _Group | None = None
         any_engine = next(iter(engines.values()))
         self._preview = LatentPreview.of(any_engine.pipeline.vae)
 
@@ -151,7 +178,7 @@ class Stepwise:
         before = len(self._drawings) + len(self._writings)
         self._drawings = [drawing for drawing in self._drawings if drawing.work.begin.id != id]
         self._writings = [writing for writing in self._writings if writing.begin.id != id]
-        self._group = None
+        self._part()
         return len(self._drawings) + len(self._writings) < before
 
     def step(self) -> Iterator[Report]:
@@ -214,7 +241,7 @@ class Stepwise:
             if failure is None or len(drawings) == 1:
                 yield drawings, failure or velocities
                 return
-            self._group = None
+            self._part()
             if not is_out_of_memory(failure):
                 log.warning("A pass of %d failed (%r); each is tried alone.", len(drawings), failure)
                 for drawing in drawings:
@@ -227,16 +254,22 @@ class Stepwise:
 
     def _pass(self, drawings: list[_Drawing]) -> tuple[list[Tensor], Exception | None]:
         """Velocities of one forward pass, or what it raised."""
-        if self._group is None or self._group[0] != drawings:
-            self._group = drawings, RunGroup(runs=[drawing.run for drawing in drawings])
+        if self._group is None or self._group.drawings != drawings:
+            self._part()
+            self._group = _Group.of(drawings)
         engine, lora = drawings[0].work.engine, drawings[0].work.request.lora
-        network = engine.pipeline.transformer
         timesteps = [drawing.timestep for drawing in drawings]
         try:
             engine.adapters.wear(lora)
-            return self._group[1].velocities(timesteps, transformer=network), None
+            return self._group.runs.velocities(timesteps, transformer=self._group.network), None
         except Exception as error:
             return [], error.with_traceback(None) if is_out_of_memory(error) else error
+
+    def _part(self) -> None:
+        """The group of the last pass is not that of the next."""
+        if self._group is not None:
+            self._group.end()
+        self._group = None
 
     def _advance(self, drawing: _Drawing, velocity: Tensor) -> Iterator[Report]:
         """Take the step, tell of it, and finish the picture and its request where it was the last."""
@@ -253,7 +286,7 @@ class Stepwise:
         if drawing.at < len(drawing.scheduler.timesteps):
             return
         self._drawings.remove(drawing)
-        self._group = None
+        self._part()
         try:
             self._develop(drawing)
         except Exception as error:
