@@ -163,6 +163,21 @@ def test_tensors_are_counted_while_they_live():
     assert peak_bytes(lambda: there.view(50, 100).t().clone()) == 5000
 
 
+def test_an_address_that_was_another_tensor_s_counts_anew():
+    """Tensors of other devices come and go between those that are counted, at the same addresses."""
+
+    def work() -> list[torch.Tensor]:
+        kept = []
+        for _ in range(200):
+            fleeting = torch.zeros(1)
+            fleeting + 1
+            del fleeting
+            kept.append(torch.empty(10, dtype=torch.uint8, device="meta"))
+        return kept
+
+    assert peak_bytes(work) == 2000
+
+
 def test_activations_grow_as_they_must(needs):
     one, two = needs(sizes(512)), needs(sizes(1024))
     assert two.decode == pytest.approx(4 * one.decode, rel=0.05)

@@ -66,20 +66,22 @@ class _Living(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):  # what was there before counts as nothing
-                self._sizes.setdefault(tensor.untyped_storage()._cdata, 0)
+            self._count(tensor, there_before=True)
         made = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and tensor.is_meta:
-                self._count(tensor.untyped_storage())
+            self._count(tensor)
         return made
 
-    def _count(self, storage: Any) -> None:
+    def _count(self, tensor: Any, *, there_before: bool = False) -> None:
+        """Once a storage; what was there before counts as nothing. An address is another's when its storage is gone."""
+        if not isinstance(tensor, Tensor) or not tensor.is_meta:
+            return
+        storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._sizes:
             return
-        self._sizes[key] = storage.nbytes()
-        self.now += storage.nbytes()
+        self._sizes[key] = 0 if there_before else storage.nbytes()
+        self.now += self._sizes[key]
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._let_go, key)
 
