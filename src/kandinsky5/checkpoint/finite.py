@@ -2,9 +2,9 @@
 
 Of a tensor in memory the largest bit patterns tell: infinities and NaN stand above all numbers (IEEE 754, 3.4), as
 signed integers those of positive sign, as unsigned ones those of negative sign. numpy finds them in one thread, and
-several tensors are looked at at once; torch's own minimum and maximum, each by all of 64 virtual cores, took 14 s for
-29 GB in the page cache (benchmarks/results/2026-11-28-loading-h100.json). On other devices they tell. Every loaded
-module is looked at; what is offloaded to disk is not.
+several tensors are looked at at once: 1 s for 29 GB in the page cache, where torch's own minimum and maximum, each by
+all of 64 virtual cores, took 14 s (benchmarks/results/2026-11-28-loading-h100.json). On other devices they tell. Every
+loaded module is looked at; what is offloaded to disk is not.
 """
 
 import math
