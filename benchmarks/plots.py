@@ -1,9 +1,11 @@
-"""A plot of a results file, drawn with Pillow: seconds of a picture by tier of memory.
+"""A plot of a results file, drawn with Pillow: seconds of a picture by tier of memory, or by way of drawing.
 
     python benchmarks/plots.py benchmarks/results/2026-11-28-memory-h100.json docs/images/memory-tiers.png
+    python benchmarks/plots.py benchmarks/results/2026-11-28-drawing-h100.json docs/images/drawing-ways.png
 
-Bars are drawing and editing; a line across each is what it may take at most, the target's multiple of the resident row
-of its task. A tier without a row is said to be not measured.
+By tier, bars are drawing and editing; a line across each is what it may take at most, the target's multiple of the
+resident row of its task. A tier without a row is said to be not measured. By way, lines are what products and attention
+alone would take.
 """
 
 import argparse
@@ -16,6 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 TASKS = {"drawing": (62, 111, 176), "editing": (190, 104, 20)}
 """Each with its colour."""
+
+WHO = {"diffusers": (126, 126, 126), "ours": (62, 111, 176)}
+FLOORS = {"bfloat16": 7.2, "float8": 4.5}
+"""Seconds that products and attention alone would take on an H200 (docs/performance.md)."""
 
 LIMIT = (178, 34, 52)
 INK = (34, 34, 34)
@@ -70,11 +76,11 @@ class Plot:
                 stroke_fill="white",
             )
 
-    def legend(self, title: str) -> None:
-        """What it is of, and what the colours are."""
+    def legend(self, title: str, kinds: dict[str, tuple[int, int, int]], limit: str) -> None:
+        """What it is of, what the colours are, and what a line is."""
         self.text((LEFT, 14), title, 20)
         x = LEFT
-        for words, colour in (*TASKS.items(), ("at most (target)", LIMIT)):
+        for words, colour in (*kinds.items(), (limit, LIMIT)):
             thick = 3 if colour == LIMIT else 14
             self.pen.rectangle([(x, 57 - thick // 2), (x + 22, 57 + thick // 2)], fill=colour)
             self.text((x + 30, 57), words, anchor="lm")
@@ -91,7 +97,9 @@ def tiers_of_memory(found: dict[str, Any]) -> Image.Image:
     }
     plot = Plot(max([*limits.values(), *(row["seconds"] for row in rows.values())]))
     plot.legend(
-        f"Seconds from prompt to PNG by memory of the device, {size} x {size}, {found['rows'][0]['steps']} steps"
+        f"Seconds from prompt to PNG by memory of the device, {size} x {size}, {found['rows'][0]['steps']} steps",
+        TASKS,
+        "at most (target)",
     )
     apart = (WIDTH - LEFT - RIGHT) / len(tiers)
     for place, tier in enumerate(tiers):
@@ -105,6 +113,28 @@ def tiers_of_memory(found: dict[str, Any]) -> Image.Image:
     return plot.image
 
 
+def ways_of_drawing(found: dict[str, Any]) -> Image.Image:
+    """The plot of what `benchmarks/generate.py` measured in its sections ways and torchao, the slowest first."""
+    rows = [*found["sections"]["ways"], *found["sections"]["torchao"]]
+    rows.sort(key=lambda row: -row["seconds"])
+    plot = Plot(max(row["seconds"] for row in rows))
+    floors = " and ".join(f"{seconds} in {dtype}" for dtype, seconds in FLOORS.items())
+    title = "Seconds from embeddings to latents, 1024 x 1024, 50 steps with guidance"
+    plot.legend(title, WHO, f"products and attention alone: {floors}")
+    apart = (WIDTH - LEFT - RIGHT) / len(rows)
+    for place, row in enumerate(rows):
+        middle = round(LEFT + apart * (place + 0.5))
+        top = plot.y(row["seconds"])
+        who, _, way = row["way"].partition(" ")
+        plot.pen.rectangle([(middle - BAR // 2, top), (middle + BAR // 2, plot.y(0) - 1)], fill=WHO[who])
+        plot.text((middle, top - 6), f"{row['seconds']:.1f}", anchor="md")
+        words = f"{who}\n{way.replace(' ', chr(10), 1).replace('+ ', '')}"
+        plot.text((middle, plot.y(0) + 8), words, 15, anchor="ma", align="center")
+    for seconds in FLOORS.values():
+        plot.pen.line([(LEFT, plot.y(seconds)), (WIDTH - RIGHT, plot.y(seconds))], fill=LIMIT, width=2)
+    return plot.image
+
+
 def main() -> None:
     """The command line."""
     arguments = argparse.ArgumentParser(
@@ -113,7 +143,8 @@ def main() -> None:
     arguments.add_argument("results", type=Path)
     arguments.add_argument("output", type=Path)
     given = arguments.parse_args()
-    picture = tiers_of_memory(json.loads(given.results.read_text(encoding="utf-8")))
+    found = json.loads(given.results.read_text(encoding="utf-8"))
+    picture = tiers_of_memory(found) if "rows" in found else ways_of_drawing(found)
     picture.quantize(64).save(given.output, optimize=True)
 
 
