@@ -116,10 +116,13 @@ class FastPath:
         if self.replays is not None and latents.is_cuda and not adapted:
             # The processors of the first block stand for the others'.
             block = network.visual_transformer_blocks[0]
-            readers = (block.self_attention, block.cross_attention)
-            computing = (kernels, *(back_end_of(reader.processor) for reader in readers))
-            if None not in computing and self._weights_stay(network):
-                evaluate = self.replays.of(evaluate, inputs, computing)
+            back_ends = [
+                back_end_of(block.self_attention.processor),
+                back_end_of(block.cross_attention.processor),
+            ]
+            if None not in back_ends and self._weights_stay(network):
+                narrowed = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+                evaluate = self.replays.of(evaluate, inputs, (kernels, narrowed, *back_ends))
         return evaluate(*inputs)
 
     def _numbers(self, timestep: Tensor | float | int, rows: int) -> tuple[float, ...]:
