@@ -75,6 +75,8 @@ def measure(tier: Tier) -> dict[str, Any]:
     }
     if plan is not None and "allocated" in drawing:
         row["predicted_over_allocated"] = round(plan.device_bytes / drawing["allocated"], 3)
+        reserved = max(loading["reserved"], drawing["reserved"])
+        row["predicted_over_reserved"] = round(plan.device_bytes / reserved, 3)
     return row
 
 

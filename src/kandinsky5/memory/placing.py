@@ -33,7 +33,7 @@ from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.pipelines.folder import KINDS, LIGHT, check_folder, stored_tensors, stored_weights
 from kandinsky5.placement import AUTO, use_mode
-from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, Unit, look_up_on_host, settle
+from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, Unit, give_back, look_up_on_host, settle
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _origin(plan: Plan, component: str) -> Origin:
 
 
 def _place_one(name: str, module: nn.Module, plan: Plan, device: torch.device, stored: Any) -> None:
-    """One component: conveyors for the groups that stream, the device for the rest."""
+    """One component: the device for what stays, conveyors for the groups that stream."""
     groups = groups_of(name, module)
     streams: list[tuple[Sequence[Place], Origin, int]] = []
     if name == "transformer":
@@ -240,12 +240,13 @@ def _place_one(name: str, module: nn.Module, plan: Plan, device: torch.device, s
     streamed = [place for places, _, _ in streams for place in places]
     stays = [place.module for places in groups.values() for place in places if place not in streamed]
     elsewhere = [place.module for place in streamed] + ([table] if table is not None else [])
-    for places, origin, slots in streams:
-        if places:
-            _convey(name, places, origin, slots, device, stored)
     settle(module, device, without=elsewhere)
     for part in stays:  # a unit of its own inside one that streams
         settle(part, device)
+    give_back()  # before there is locked memory for the rest
+    for places, origin, slots in streams:
+        if places:
+            _convey(name, places, origin, slots, device, stored)
 
 
 def _convey(

@@ -10,6 +10,7 @@ bound on what is on the device at once.
 """
 
 from kandinsky5.streaming.conveyor import Conveyor, in_turn, is_arrival, is_streamed, release
+from kandinsky5.streaming.freed import give_back
 from kandinsky5.streaming.settling import look_up_on_host, settle
 from kandinsky5.streaming.sources import FileBytes, HostBytes
 from kandinsky5.streaming.unit import Unit
@@ -19,6 +20,7 @@ __all__ = [
     "FileBytes",
     "HostBytes",
     "Unit",
+    "give_back",
     "in_turn",
     "is_arrival",
     "is_streamed",

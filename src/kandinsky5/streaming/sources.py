@@ -17,6 +17,7 @@ from torch import Tensor
 from kandinsky5.checkpoint.finite import is_finite
 from kandinsky5.checkpoint.safetensors_header import StoredTensor
 from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.streaming.freed import give_back
 from kandinsky5.streaming.unit import Leaf, Unit
 
 READERS: Final = 4
@@ -59,6 +60,7 @@ class HostBytes:
             for leaf in unit.leaves:
                 leaf.view(run).copy_(leaf.tensor)
             unit.rest_in(run)
+            give_back()  # what the tensors were before
 
     def run(self, unit: Unit) -> Tensor:
         """(nbytes,) uint8 of a unit."""
