@@ -35,7 +35,7 @@ PART_BYTES = 15 * 2**20
 MODEL_INDEX: Mapping[str, Any] = {
     "_class_name": "Kandinsky5T2IPipeline",
     "_diffusers_version": "0.42.1",
-    "default_steps": 40,
+    "default_steps": 30,
     "default_guidance": 4.0,
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
