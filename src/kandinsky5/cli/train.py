@@ -62,10 +62,10 @@ def train(
         raise RequestError(
             f"{file} is one file too many: kandinsky5 train takes one, or init and the file to write."
         )
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     with collecting_later():
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
         from kandinsky5.train.settings_file import read_settings
         from kandinsky5.train.training import train as carry_out
 
