@@ -137,11 +137,12 @@ def test_offloaded_between_calls(name):
     assert relative_rms(found[1], found[0]) < (1e-3 if name == "exact" else 0.2)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("exact", 1e-4), ("fp8", 0.2)])
+@pytest.mark.parametrize(("name", "bound"), [("exact", 1e-4), ("fp8", 0.18)])
 def test_the_embedded_model_draws_the_same(name, bound):
     """With a callback, an empty negative prompt and two prompts of unequal length, at the size it was trained for.
 
-    At others its few large steps may decide differently for the smallest difference.
+    At others its few large steps may decide differently for the smallest difference. fp8 is 0.172 off with the weights
+    of 28 November 2026; with those before it was under 0.15. What that does to pictures: docs/performance.md.
     """
     found = {}
     for mode in (None, name):

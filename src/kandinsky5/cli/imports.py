@@ -1,7 +1,8 @@
 """How a command imports torch and the libraries around it: without searches for garbage meanwhile.
 
-What is imported stays until the process ends, so that Python's collector looks through ever more of it in vain: a fifth
-of the processor's time of a cold start (4.6 s instead of 5.8 s). Refuses to know: what is imported.
+What is imported stays until the process ends, so that Python's collector looks through ever more of it in vain: imports
+take 7.3 s of the processor instead of 8.1 (benchmarks/results/2026-11-28-cold-start.json). Refuses to know: what is
+imported.
 """
 
 import gc
