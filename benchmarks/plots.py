@@ -144,7 +144,12 @@ def main() -> None:
     arguments.add_argument("output", type=Path)
     given = arguments.parse_args()
     found = json.loads(given.results.read_text(encoding="utf-8"))
-    picture = tiers_of_memory(found) if "rows" in found else ways_of_drawing(found)
+    if "rows" in found and "gigabytes" in found["rows"][0]:
+        picture = tiers_of_memory(found)
+    elif {"ways", "torchao"} <= found.get("sections", {}).keys():
+        picture = ways_of_drawing(found)
+    else:
+        arguments.error(f"{given.results} is neither of benchmarks/memory.py nor of benchmarks/generate.py.")
     picture.quantize(64).save(given.output, optimize=True)
 
 
