@@ -189,9 +189,7 @@ def main() -> None:
     )
     arguments.add_argument("--tiny", action="store_true", help="the same layout with small models")
     arguments.add_argument("--cpu", action="store_true", help="a picture without a GPU, and what it took")
-    arguments.add_argument(
-        "--quality", action="store_true", help="distances and scores by format, on the CPU"
-    )
+    arguments.add_argument("--quality", action="store_true", help="distances on the CPU and scores by format")
     arguments.add_argument("--folder", help="the checkpoint; written if it is not there, and kept")
     arguments.add_argument("--device", help="default: cuda if there is one")
     arguments.add_argument("--only", nargs="+", metavar="ROW", help="rows by name, such as resident '8 GB'")
@@ -209,10 +207,11 @@ def main() -> None:
     if given.measure:
         tiers.main(given.measure)
     elif given.quality:
-        facts = {
-            name: fact for name, fact in about("quality by format", given, "cpu").items() if name != "size"
-        }
-        print(json.dumps({**facts, "model": given.model, **quality.measure(given.model, given.count)}))
+        device = given.device or default_device()
+        facts = about("quality by format", given, device)
+        del facts["size"]
+        found = quality.measure(given.model, given.count, device)
+        print(json.dumps({**facts, "model": given.model, **found}))
     else:
         print(json.dumps(on_the_cpu(given) if given.cpu else run(given)))
 

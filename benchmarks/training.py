@@ -30,6 +30,7 @@ import torch
 from random_networks import OurNetwork, PeerCall, PeerNetwork, build, filled, restore_tables
 from torch import distributed
 
+from kandinsky5.model.kernels import stretches_for
 from kandinsky5.records import Conditioning
 from kandinsky5.train.data.rows import Rows
 from kandinsky5.train.rectified_flow import losses
@@ -199,6 +200,8 @@ def tune_adapter(
     learning = learning_parameters(network, tuning, torch.bfloat16, seed=0)
     if compiled:
         network.compile_repeated_blocks()
+    else:
+        network.use_stretches(stretches_for(device))
     return measure(network, ReplicatedWeights(learning, Replicas()), options, device, "adamw")
 
 
@@ -220,6 +223,8 @@ def tune_all(
     network = build(OurNetwork, torch.float32, tiny=options.tiny)
     if compiled:
         network.compile_repeated_blocks()
+    else:
+        network.use_stretches(stretches_for(device))
     shard(network, make_mesh(device, 1), torch.bfloat16)
     filled(network, device)
     weights = ShardedWeights(

@@ -30,12 +30,18 @@ from kandinsky5.variants import resolve_model
 FORMATS = ("int8", "fp8", "nf4")
 CPU = torch.device("cpu")
 TIMES = (950.0, 700.0, 400.0, 100.0)
+BATCH = 64
+"""Pictures drawn at once: a GPU is idle with fewer of the embedded model's."""
+
 TEXTS = 8
 """Whose states and velocities are compared where no questions are asked."""
 
 
-def measure(model: str, count: int) -> dict[str, Any]:
-    """Everything; packed folders are written to a temporary place. Without questions there are no scores."""
+def measure(model: str, count: int, device: str) -> dict[str, Any]:
+    """Everything; packed folders are written to a temporary place. Without questions there are no scores.
+
+    Pictures are drawn on the device; a CUDA one is also asked in the mode fp8.
+    """
     folder = resolve_model(model).folder
     assert folder is not None, "a folder, or the embedded model"
     found: dict[str, Any] = {"questions": count}
@@ -45,7 +51,9 @@ def measure(model: str, count: int) -> dict[str, Any]:
         found["published_width"] = {"velocity": wide_network(), "text": wide_text()}
         if count:
             places = {"bf16": folder, **folders}
-            found["score"] = {name: scores(place, count) for name, place in places.items()}
+            found["score"] = {name: scores(place, count, device) for name, place in places.items()}
+            if device.startswith("cuda"):
+                found["score"]["mode fp8"] = scores(folder, count, device, "fp8")
             found["lost_points"] = lost(found["score"])
     return found
 
@@ -206,7 +214,7 @@ def distance(one: Tensor, other: Tensor) -> float:
     return round(float((one - other).norm() / other.norm()), 5)
 
 
-def scores(folder: Path, count: int) -> dict[str, Any]:
+def scores(folder: Path, count: int, device: str, mode: str = "auto") -> dict[str, Any]:
     """`kandinsky5 demo score` of a folder: right and cases of each set's table, and whole answers in per cent."""
     with tempfile.TemporaryDirectory() as out:
         command = [
@@ -221,7 +229,8 @@ def scores(folder: Path, count: int) -> dict[str, Any]:
             "--json",
             "-q",
         ]
-        options = ["--count", str(count), "--device", "cpu", "--precision", "bf16"]
+        options = ["--count", str(count), "--device", device, "--precision", "bf16", "--mode", mode]
+        options += ["--batch", str(BATCH)]
         done = subprocess.run([*command, *options], capture_output=True, text=True)
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1][:400]}

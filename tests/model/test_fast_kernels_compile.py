@@ -14,7 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from kandinsky5.model import triton_kernels  # noqa: E402
+from kandinsky5.model import triton_gradients, triton_kernels  # noqa: E402
 
 WIDTH, FF_WIDTH, HEADS, K = 2560, 10240, 20, 128
 CARDS = {"ampere": 80, "hopper": 90}
@@ -33,6 +33,7 @@ def cases(out):
     norm |= {"scale_ptr": "*fp32", "rows_ptr": out, "row_scale_ptr": "*fp32", "tokens": "i32"}
     norm |= {"modulation_stride": "i32"}
     sizes = {"WIDTH": WIDTH, "FIRST": 2048, "SECOND": 512, "EPS": 1e-5, **FLOAT8}
+    sizes["ROWS"] = triton_kernels.ROWS
     row = {"x_ptr": "*bf16", "rows_ptr": out, "row_scale_ptr": "*fp32"}
     heads = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "rotation_ptr": "*fp32", "out_ptr": "*bf16"}
     heads |= {"tokens": "i32", "row_stride": "i32"}
@@ -40,13 +41,29 @@ def cases(out):
     quantise = out != "*bf16"
     for gated, normed in ((True, True), (False, True), (True, False)):
         flags = {"GATED": gated, "NORM": normed, "QUANTISE": quantise}
-        yield triton_kernels._residual_norm, norm, sizes | flags, triton_kernels._warps(2048)
+        yield triton_kernels._residual_norm, norm, sizes | flags, triton_kernels.warps_of(2048)
     if quantise:
         for gelu, width, first, second in ((True, FF_WIDTH, 8192, 2048), (False, WIDTH, 2048, 512)):
             constants = {"WIDTH": width, "FIRST": first, "SECOND": second, "GELU": gelu, **FLOAT8}
-            yield triton_kernels._row, row, constants, triton_kernels._warps(first)
+            yield triton_kernels._row, row, constants, triton_kernels.warps_of(first)
     for rotated in (True, False):
         yield triton_kernels._heads, heads, head_sizes | {"ROTATE": rotated}, 2
+    if not quantise:
+        yield from backward_cases(sizes, head_sizes)
+
+
+def backward_cases(sizes, head_sizes):
+    rows = ("x_ptr", "rows_grad_ptr", "sum_grad_ptr", "x_grad_ptr", "out_grad_ptr")
+    norm = dict.fromkeys(rows, "*bf16") | {"gate_ptr": "*fp32", "scale_ptr": "*fp32"}
+    norm |= {"tokens": "i32", "modulation_stride": "i32"}
+    constants = {name: sizes[name] for name in ("WIDTH", "FIRST", "SECOND", "EPS")}
+    for gated in (True, False):
+        kernel = triton_gradients._norm_backward
+        yield kernel, norm, constants | {"GATED": gated}, triton_kernels.warps_of(2048)
+    heads = dict.fromkeys(("x_ptr", "weight_ptr", "grad_ptr", "x_grad_ptr"), "*bf16")
+    heads |= {"rotation_ptr": "*fp32", "tokens": "i32"}
+    for rotated in (True, False):
+        yield triton_gradients._heads_backward, heads, head_sizes | {"ROTATE": rotated}, 2
 
 
 @pytest.mark.parametrize("card", CARDS)

@@ -79,6 +79,7 @@ def score(
     batch: Batch = 16,
     device: options.Device = "auto",
     dtype: options.Dtype = options.Precision.auto,
+    mode: options.Mode = options.ModeName.auto,
     quiet: options.Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -88,7 +89,7 @@ def score(
     """
     require_extra("demo score", "demo", SCORING_MODULES)
     console = Console(stderr=True)
-    engine = _open(context, model, device, dtype, console, quiet)
+    engine = _open(context, model, device, dtype, console, quiet, mode)
     from kandinsky5.demo.sampling import Sampling
 
     sampling = Sampling(steps=steps, guidance=guidance, seed=seed, batch=batch)
@@ -184,10 +185,11 @@ def _open(
     dtype: options.Precision,
     console: Console,
     quiet: bool,
+    mode: options.ModeName = options.ModeName.auto,
 ) -> "Engine":
     source = resolve_model(model)
     with waiting(console, f"Loading {source.name}", shown=not quiet and source.hub_id is None):
-        engine: Engine = context.obj(model, device, dtype.value)
+        engine: Engine = context.obj(model, device, dtype.value, mode=mode.value)
     return engine
 
 

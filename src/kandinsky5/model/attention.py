@@ -9,12 +9,11 @@ Shapes: B batch, N query tokens, M key tokens, D width, A heads of K channels.
 
 from typing import Any, Final
 
-import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, dispatch_attention_fn
 from torch import Tensor, nn
 
-from kandinsky5.model.precision import PreciseRMSNorm
+from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches
 
 WITHOUT_MASK: Final = frozenset(
     (
@@ -61,6 +60,16 @@ def back_end_of(processor: Any) -> str | None:
     return chosen
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMS norm of each head and, where they are given, the turns of rotary positions; rounded once, after both."""
+
+    stretches: Stretches = EAGER_STRETCHES
+
+    def forward(self, input: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """(B, N, A, K), (N, K / 2, 2) or None -> (B, N, A, K) in the dtype of the input."""
+        return self.stretches.norm_rotate(input, self.weight, rotation)
+
+
 class Attention(nn.Module, AttentionModuleMixin):
     """Self-attention, or cross-attention when a context is given."""
 
@@ -74,8 +83,8 @@ class Attention(nn.Module, AttentionModuleMixin):
         self.to_query = nn.Linear(model_dim, model_dim)
         self.to_key = nn.Linear(model_dim, model_dim)
         self.to_value = nn.Linear(model_dim, model_dim)
-        self.query_norm = PreciseRMSNorm(head_dim)
-        self.key_norm = PreciseRMSNorm(head_dim)
+        self.query_norm = HeadNorm(head_dim)
+        self.key_norm = HeadNorm(head_dim)
         self.out_layer = nn.Linear(model_dim, model_dim)
         self.set_processor(SoftmaxAttention())  # type: ignore[operator]
 
@@ -99,19 +108,6 @@ class Attention(nn.Module, AttentionModuleMixin):
             layer(states).unflatten(-1, (self.num_heads, -1))
             for layer, states in ((self.to_query, x), (self.to_key, source), (self.to_value, source))
         )
-        query, key = self.query_norm(query), self.key_norm(key)
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        query, key = query.to(value.dtype), key.to(value.dtype)
+        query, key = self.query_norm(query, rotation), self.key_norm(key, rotation)
         attend: Any = self.processor  # a SoftmaxAttention, or what `set_attn_processor` put in its place
         return self.out_layer(attend(query, key, value, key_mask).flatten(-2))
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each interleaved pair of channels by its token's angle.
-
-    (B, N, A, K) float32 or wider, (N, K / 2, 2) -> (B, N, A, K); rounded only by whoever takes the result.
-    """
-    cos, sin = rotation[:, None].to(x.dtype).unbind(-1)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)

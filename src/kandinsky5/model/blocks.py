@@ -1,7 +1,8 @@
 """The repeated layers: a text block, a visual block, and the output layer.
 
-Each sub-layer is one stanza: modulate, operate, gate. Comes in: token states in the network's dtype, the time vector in
-float32. Goes out: token states. Nothing here knows of patches, times or prompts.
+Each sub-layer is one stanza: operate on what the stretch before it left, then gate, add, and modulate for the next.
+Comes in: token states in the network's dtype, the time vector in float32. Goes out: token states. Nothing here knows of
+patches, times or prompts.
 
 Shapes: B batch, N visual tokens, L text tokens, D width.
 """
@@ -9,17 +10,17 @@ Shapes: B batch, N visual tokens, L text tokens, D width.
 import math
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kandinsky5.model.attention import Attention
-from kandinsky5.model.precision import InputPrecisionLinear, at_least_float32
-
-LAYER_NORM_EPS = 1e-5
+from kandinsky5.model.precision import InputPrecisionLinear
+from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches
 
 
 class VisualBlock(nn.Module):
     """Self-attention over the picture, cross-attention to the text, feed-forward; each shifted, scaled and gated."""
+
+    stretches: Stretches = EAGER_STRETCHES
 
     def __init__(self, model_dim: int, time_dim: int, ff_dim: int, head_dim: int):
         super().__init__()
@@ -32,21 +33,25 @@ class VisualBlock(nn.Module):
         self, visual: Tensor, text: Tensor, text_mask: Tensor | None, time: Tensor, rotation: Tensor
     ) -> Tensor:
         """(B, N, D), (B, L, D), (B, L) or None, (B, time_dim) -> (B, N, D)."""
+        between = self.stretches
         shift, scale, gate, cross_shift, cross_scale, cross_gate, ff_shift, ff_scale, ff_gate = (
-            self.visual_modulation(time)
+            self.visual_modulation(time).unbind(1)
         )
-        out = self.self_attention(modulate(visual, shift, scale), rotation=rotation)
-        visual = add_gated(visual, gate, out)
+        rows = between.norm_modulate(visual, shift, scale)
 
-        out = self.cross_attention(modulate(visual, cross_shift, cross_scale), text, text_mask)
-        visual = add_gated(visual, cross_gate, out)
+        out = self.self_attention(rows, rotation=rotation)
+        visual, rows = between.add_gated_norm_modulate(visual, gate, out, cross_shift, cross_scale)
 
-        out = self.feed_forward(modulate(visual, ff_shift, ff_scale))
-        return add_gated(visual, ff_gate, out)
+        out = self.cross_attention(rows, text, text_mask)
+        visual, rows = between.add_gated_norm_modulate(visual, cross_gate, out, ff_shift, ff_scale)
+
+        return between.add_gated(visual, ff_gate, self.feed_forward(rows))
 
 
 class TextBlock(nn.Module):
     """Self-attention over the prompt and feed-forward; modulated by time, so text changes from step to step."""
+
+    stretches: Stretches = EAGER_STRETCHES
 
     def __init__(self, model_dim: int, time_dim: int, ff_dim: int, head_dim: int):
         super().__init__()
@@ -56,16 +61,20 @@ class TextBlock(nn.Module):
 
     def forward(self, text: Tensor, text_mask: Tensor | None, time: Tensor, rotation: Tensor) -> Tensor:
         """(B, L, D), (B, L) or None, (B, time_dim) -> (B, L, D); rows where the mask is False are not meaningful."""
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = self.text_modulation(time)
-        out = self.self_attention(modulate(text, shift, scale), key_mask=text_mask, rotation=rotation)
-        text = add_gated(text, gate, out)
+        between = self.stretches
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = self.text_modulation(time).unbind(1)
+        rows = between.norm_modulate(text, shift, scale)
 
-        out = self.feed_forward(modulate(text, ff_shift, ff_scale))
-        return add_gated(text, ff_gate, out)
+        out = self.self_attention(rows, key_mask=text_mask, rotation=rotation)
+        text, rows = between.add_gated_norm_modulate(text, gate, out, ff_shift, ff_scale)
+
+        return between.add_gated(text, ff_gate, self.feed_forward(rows))
 
 
 class OutputLayer(nn.Module):
     """Token states back to latent patches."""
+
+    stretches: Stretches = EAGER_STRETCHES
 
     def __init__(self, model_dim: int, time_dim: int, channels: int, patch_size: Sequence[int]):
         super().__init__()
@@ -75,8 +84,8 @@ class OutputLayer(nn.Module):
 
     def forward(self, visual: Tensor, time: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, N, D), (B, time_dim), patches an axis (T, H, W) -> (B, T pt, H ph, W pw, C), dtype of `visual`."""
-        shift, scale = self.modulation(time)
-        patches = self.out_layer(modulate(visual, shift, scale))
+        shift, scale = self.modulation(time).unbind(1)
+        patches = self.out_layer(self.stretches.norm_modulate(visual, shift, scale))
         x = patches.unflatten(-1, (-1, *self.patch_size)).unflatten(
             1, tuple(grid)
         )  # (B, T, H, W, C, pt, ph, pw)
@@ -94,9 +103,9 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.out_layer.weight)
         nn.init.zeros_(self.out_layer.bias)
 
-    def forward(self, time: Tensor) -> tuple[Tensor, ...]:
-        """(B, time_dim) -> `num_params` tensors (B, 1, D), dtype of `time`."""
-        return self.out_layer(self.activation(time)).unsqueeze(1).chunk(self.num_params, dim=-1)
+    def forward(self, time: Tensor) -> Tensor:
+        """(B, time_dim) -> (B, num_params, D), dtype of `time`."""
+        return self.out_layer(self.activation(time)).unflatten(-1, (self.num_params, -1))
 
 
 class FeedForward(nn.Module):
@@ -111,14 +120,3 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         return self.out_layer(self.activation(self.in_layer(x)))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`layer_norm(x) (1 + scale) + shift`, in float32; (B, N, D) with (B, 1, D), returned in the dtype of `x`."""
-    normed = F.layer_norm(at_least_float32(x), x.shape[-1:], eps=LAYER_NORM_EPS)
-    return (normed * (1 + scale) + shift).to(x.dtype)
-
-
-def add_gated(x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
-    """`x + gate out`, in float32; (B, N, D) with (B, 1, D), returned in the dtype of `x`."""
-    return (at_least_float32(x) + gate * out).to(x.dtype)

@@ -1,8 +1,9 @@
-"""The element-wise stretches between two matrix products, one function each, and who computes them.
+"""What the fast path computes between two matrix products, one function each, and who computes it.
 
 Comes in: rows of token states in the network's dtype, shifts, scales and gates in float32. Goes out: rows for the next
-product, in the network's dtype or as float8 with a scale a row. `EAGER` writes each stretch in torch operations and
-is what the others are tested against; `kernels_for` chooses. Refuses to know: weights, layers, times.
+product, in the network's dtype or as float8 with a scale a row; without gradients. `EAGER` writes each in torch
+operations and is what the others are tested against; `kernels_for` chooses, and `stretches_for` does so for the
+ordinary way. Refuses to know: weights, layers, times.
 
 Shapes: B batch, N tokens, D width of a row, A heads of K channels.
 """
@@ -20,10 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kandinsky5.model.attention import rotate
-from kandinsky5.model.blocks import LAYER_NORM_EPS
-from kandinsky5.model.precision import RMS_NORM_EPS, at_least_float32
+from kandinsky5.model.precision import at_least_float32
 from kandinsky5.model.scaled import ScaledRows, quantise_rows
+from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches, modulated
 
 Rows: TypeAlias = Tensor | ScaledRows
 """What a product reads."""
@@ -60,6 +60,15 @@ def kernels_for(device: torch.device, *, float8: bool) -> Kernels:
     return TRITON
 
 
+def stretches_for(device: torch.device) -> Stretches:
+    """The fastest stretches with gradients that run on a device, for a network that learns there."""
+    if why_no_triton(device, float8=False) is not None:
+        return EAGER_STRETCHES
+    from kandinsky5.model.triton_gradients import TRITON_STRETCHES
+
+    return TRITON_STRETCHES
+
+
 def why_no_triton(device: torch.device, *, float8: bool) -> str | None:
     """Why the fused kernels do not run on a device, in words; None where they do."""
     if device.type != "cuda":
@@ -90,25 +99,14 @@ def _compiler_is_here() -> bool:
 
 
 def _norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, quantise: bool) -> Rows:
-    normed = F.layer_norm(at_least_float32(x), x.shape[-1:], eps=LAYER_NORM_EPS)
-    return _rows(normed * (1 + scale[:, None]) + shift[:, None], x.dtype, quantise)
+    return _rows(modulated(x, shift, scale), x.dtype, quantise)
 
 
 def _add_gated_norm_modulate(
     x: Tensor, gate: Tensor, out: Tensor, shift: Tensor, scale: Tensor, quantise: bool
 ) -> tuple[Tensor, Rows]:
-    x = _add_gated(x, gate, out)
+    x = EAGER_STRETCHES.add_gated(x, gate, out)
     return x, _norm_modulate(x, shift, scale, quantise)
-
-
-def _add_gated(x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
-    return (at_least_float32(x) + gate[:, None] * out).to(x.dtype)
-
-
-def _norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
-    wide = at_least_float32(x)
-    normed = F.rms_norm(wide, x.shape[-1:], weight.to(wide.dtype), RMS_NORM_EPS)
-    return (normed if rotation is None else rotate(normed, rotation)).to(x.dtype)
 
 
 def _gelu(x: Tensor, quantise: bool) -> Rows:
@@ -124,8 +122,8 @@ EAGER = Kernels(
     name="eager",
     norm_modulate=_norm_modulate,
     add_gated_norm_modulate=_add_gated_norm_modulate,
-    add_gated=_add_gated,
-    norm_rotate=_norm_rotate,
+    add_gated=EAGER_STRETCHES.add_gated,
+    norm_rotate=EAGER_STRETCHES.norm_rotate,
     gelu=_gelu,
     quantise=lambda x: quantise_rows(x, x.dtype),
 )

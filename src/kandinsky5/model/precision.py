@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LAYER_NORM_EPS = 1e-5
+
 RMS_NORM_EPS = torch.finfo(torch.float32).eps
 """The authors' RMSNorm has no eps of its own: torch then takes that of the dtype it computes in, float32."""
 
@@ -48,12 +50,3 @@ class PreciseLayerNorm(nn.LayerNorm):
         return F.layer_norm(
             x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
         )
-
-
-class PreciseRMSNorm(nn.RMSNorm):
-    """RMS norm in float32 or wider, returned in it."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., K) -> (..., K), at least float32."""
-        x = at_least_float32(input)
-        return F.rms_norm(x, tuple(self.normalized_shape), self.weight.to(x.dtype), RMS_NORM_EPS)

@@ -100,7 +100,7 @@ def _rows(network: Any, prompt: Prompt, window: Sequence[tuple[float, ...]]) -> 
     shape = (S * B, network.config.num_visual_blocks, VISUAL_PARAMS, network.config.model_dim)
     modulation = time.new_empty(shape)
     for i, block in enumerate(network.visual_transformer_blocks):
-        modulation[:, i] = torch.cat(block.visual_modulation(time), dim=1)
+        modulation[:, i] = block.visual_modulation(time)
     parts = (x.unflatten(0, (S, B)) for x in (time, text, modulation))
     return [Step(time=time, text=text, modulation=rows) for time, text, rows in zip(*parts, strict=True)]
 

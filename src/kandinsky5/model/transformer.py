@@ -28,6 +28,7 @@ from kandinsky5.model.embeddings import (
 from kandinsky5.model.fast import FastPath
 from kandinsky5.model.loading import CheckedLoading
 from kandinsky5.model.prompt_table import Prompt
+from kandinsky5.model.stretches import Stretches
 
 MAX_TEXT_POSITIONS = 1024
 MAX_VISUAL_POSITIONS = 128
@@ -210,6 +211,12 @@ class Kandinsky5Transformer3DModel(CheckedLoading, ModelMixin, ConfigMixin, Peft
         """
         if self.fast_path is not None:
             self.fast_path.expect(times)
+
+    def use_stretches(self, stretches: Stretches) -> None:
+        """Say who computes what lies between the products on the ordinary way, such as `kernels.stretches_for`."""
+        for module in self.modules():
+            if hasattr(module, "stretches"):
+                module.stretches = stretches
 
     def _velocity(
         self, latents: Tensor, prompt: Prompt, timestep: Tensor | float | int, visual_turn: Tensor

@@ -1,8 +1,8 @@
 """The stretches of `kernels` as one pass over memory each, in Triton.
 
-One program a row (a token), so each input is read once and each result written once; arithmetic is float32, rounded
-where the eager twins round. Widths are compile-time constants, numbers of rows are not, so another picture size or
-batch compiles nothing. Importing this file needs Triton. Rows of float32, bfloat16 or float16; no gradients.
+A program takes whole rows (tokens), so each input is read once and each result written once; arithmetic is float32,
+rounded where the eager twins round. Widths are compile-time constants, numbers of rows are not, so another picture size
+or batch compiles nothing. Importing this file needs Triton. Rows of float32, bfloat16 or float16; no gradients.
 
 Shapes: B batch, N tokens, D width of a row, A heads of K channels.
 """
@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kandinsky5.model.blocks import LAYER_NORM_EPS
 from kandinsky5.model.kernels import EAGER, Kernels, Rows
-from kandinsky5.model.precision import RMS_NORM_EPS
+from kandinsky5.model.precision import LAYER_NORM_EPS, RMS_NORM_EPS
 from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
 
 ELEMENTS_A_WARP = 512
@@ -24,6 +23,9 @@ MOST_WARPS = 4
 """Of a program. GELU of 10,240 columns to float8 took 0.102 ms with 4 on an H100, with 2, 8 and 16 0.131, 0.104 and
 0.099 (benchmarks/results/2026-11-28-drawing-h100.json). Norms of 2,560 columns, the same program from 4 on, differ as
 much from row to row there."""
+
+ROWS = 2
+"""Tokens of a program that norms."""
 
 
 @triton.jit
@@ -44,33 +46,34 @@ def _clamped(y, LARGEST_FLOAT8: tl.constexpr):
 
 
 @triton.jit
-def _store_rows(x, y, rows_ptr, scale_ptr, row, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+def _store_rows(x, y, rows_ptr, scale_ptr, first, second, inside, ROWS: tl.constexpr, WIDTH: tl.constexpr,
                 QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Write the two parts of a row for the next product; in float8 with their scale if asked for."""
+    """Write the two parts of rows for the next product; in float8 with their scales if asked for."""
     if QUANTISE:
         largest = _largest_or_nan(
-            tl.reduce(tl.abs(x), 0, _largest_or_nan), tl.reduce(tl.abs(y), 0, _largest_or_nan)
+            tl.reduce(tl.abs(x), 1, _largest_or_nan), tl.reduce(tl.abs(y), 1, _largest_or_nan)
         )
-        scale = _scale_of(largest, LARGEST_FLOAT8, LEAST)
-        tl.store(scale_ptr + row, scale)
+        scale = _scale_of(largest, LARGEST_FLOAT8, LEAST)[:, None]
+        tl.store(scale_ptr + tl.arange(0, ROWS)[:, None], scale, mask=inside)
         inverse = 1.0 / scale
         x, y = _clamped(x * inverse, LARGEST_FLOAT8), _clamped(y * inverse, LARGEST_FLOAT8)
-    first, second = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
-    rows_ptr += row * WIDTH
-    tl.store(rows_ptr + first, x.to(rows_ptr.dtype.element_ty))
-    tl.store(rows_ptr + second, y.to(rows_ptr.dtype.element_ty), mask=second < WIDTH)
+    place = tl.arange(0, ROWS)[:, None] * WIDTH
+    tl.store(rows_ptr + place + first, x.to(rows_ptr.dtype.element_ty), mask=inside)
+    tl.store(rows_ptr + place + second, y.to(rows_ptr.dtype.element_ty), mask=inside & (second < WIDTH))
 
 
 @triton.jit
-def _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, columns, WIDTH: tl.constexpr, GATED: tl.constexpr):
+def _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, columns, inside, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+            GATED: tl.constexpr):  # fmt: skip
     """Some columns of `x`, or of `x + gate out`, rounded and stored; float32, zeros beyond the last column."""
-    inside = columns < WIDTH
-    x = tl.load(x_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    place = tl.arange(0, ROWS)[:, None] * WIDTH + columns
+    inside &= columns < WIDTH
+    x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if GATED:
-        gate = tl.load(gate_ptr + columns, mask=inside, other=0.0)
-        out = tl.load(out_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr + columns, mask=columns < WIDTH, other=0.0)
+        out = tl.load(out_ptr + place, mask=inside, other=0.0).to(tl.float32)
         rounded = (x + gate * out).to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + columns, rounded, mask=inside)
+        tl.store(sum_ptr + place, rounded, mask=inside)
         x = rounded.to(tl.float32)
     return x
 
@@ -86,27 +89,33 @@ def _modulated(x, shift_ptr, scale_ptr, columns, WIDTH: tl.constexpr):
 @triton.jit(do_not_specialize=["tokens"])
 def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows_ptr, row_scale_ptr,
                    tokens, modulation_stride, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
-                   EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr, QUANTISE: tl.constexpr,
-                   LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """One token: `x + gate out`, rounded and stored, and `layer_norm(...) (1 + scale) + shift` of it.
+                   ROWS: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
+                   QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """Some tokens: `x + gate out`, rounded and stored, and `layer_norm(...) (1 + scale) + shift` of it.
 
-    In two parts, whose lengths are powers of two as Triton's must be: 2,560 columns in one would be 4,096.
+    In two parts, whose lengths are powers of two as Triton's must be: 2,560 columns in one would be 4,096. Shifts,
+    scales and gates are of one batch entry and are read once for all rows of the program.
     """
-    row = tl.program_id(0).to(tl.int64)
-    first, second = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
-    modulation = (row // tokens) * modulation_stride
+    begin = tl.program_id(0) * ROWS
+    inside = begin + tl.arange(0, ROWS)[:, None] < tokens
+    row = tl.program_id(1).to(tl.int64) * tokens + begin
+    modulation = tl.program_id(1).to(tl.int64) * modulation_stride
+    first, second = tl.arange(0, FIRST)[None], FIRST + tl.arange(0, SECOND)[None]
     x_ptr, out_ptr, sum_ptr = x_ptr + row * WIDTH, out_ptr + row * WIDTH, sum_ptr + row * WIDTH
     gate_ptr, shift_ptr, scale_ptr = gate_ptr + modulation, shift_ptr + modulation, scale_ptr + modulation
-    x = _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, first, WIDTH, GATED)
-    y = _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, second, WIDTH, GATED)
+    x = _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, first, inside, ROWS, WIDTH, GATED)
+    y = _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, second, inside, ROWS, WIDTH, GATED)
     if NORM:
-        mean = (tl.sum(x, axis=0) + tl.sum(y, axis=0)) / WIDTH
+        mean = ((tl.sum(x, axis=1) + tl.sum(y, axis=1)) / WIDTH)[:, None]
         x, y = x - mean, tl.where(second < WIDTH, y - mean, 0.0)
-        variance = (tl.sum(x * x, axis=0) + tl.sum(y * y, axis=0)) / WIDTH
+        variance = ((tl.sum(x * x, axis=1) + tl.sum(y * y, axis=1)) / WIDTH)[:, None]
         inverse = tl.rsqrt(variance + EPS)
         x = _modulated(x * inverse, shift_ptr, scale_ptr, first, WIDTH)
         y = _modulated(y * inverse, shift_ptr, scale_ptr, second, WIDTH)
-        _store_rows(x, y, rows_ptr, row_scale_ptr, row, WIDTH, FIRST, SECOND, QUANTISE, LARGEST_FLOAT8, LEAST)
+        rows_ptr, row_scale_ptr = rows_ptr + row * WIDTH, row_scale_ptr + row
+        _store_rows(
+            x, y, rows_ptr, row_scale_ptr, first, second, inside, ROWS, WIDTH, QUANTISE, LARGEST_FLOAT8, LEAST
+        )
 
 
 @triton.jit
@@ -138,10 +147,13 @@ def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, FIRST: tl.constexp
          GELU: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
     """One row, its GELU or itself, in float8; in two parts as in `_residual_norm`."""
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * WIDTH
-    x = _activated(x_ptr, tl.arange(0, FIRST), WIDTH, GELU)
-    y = _activated(x_ptr, FIRST + tl.arange(0, SECOND), WIDTH, GELU)
-    _store_rows(x, y, rows_ptr, row_scale_ptr, row, WIDTH, FIRST, SECOND, True, LARGEST_FLOAT8, LEAST)
+    first, second = tl.arange(0, FIRST)[None], FIRST + tl.arange(0, SECOND)[None]
+    x_ptr, rows_ptr = x_ptr + row * WIDTH, rows_ptr + row * WIDTH
+    x, y = _activated(x_ptr, first, WIDTH, GELU), _activated(x_ptr, second, WIDTH, GELU)
+    inside = tl.arange(0, 1)[:, None] < 1
+    _store_rows(
+        x, y, rows_ptr, row_scale_ptr + row, first, second, inside, 1, WIDTH, True, LARGEST_FLOAT8, LEAST
+    )
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -189,7 +201,7 @@ def _launch_residual_norm(
 ) -> tuple[Tensor, Rows]:
     """The sum and its rows; without a gate the sum is `x` itself, without a shift the rows are the sum."""
     width = x.shape[-1]
-    first, second = _parts(width)
+    first, second = parts_of(width)
     total = x if gate is None else torch.empty_like(x)
     rows: Rows = total if shift is None else _empty_rows(x, quantise)
     values, row_scale = _places(rows)
@@ -198,20 +210,21 @@ def _launch_residual_norm(
     if any(m.stride() != (stride, 1) or m.dtype != torch.float32 for m in modulation):
         raise ValueError("Shifts, scales and gates must be float32 rows of one stride.")
     unused = modulation[0]
-    _residual_norm[(x.numel() // width,)](
+    _residual_norm[(triton.cdiv(x.shape[1], ROWS), x.shape[0])](
         *(x, unused if gate is None else gate, x if out is None else out, total),
         *(unused if shift is None else shift, unused if scale is None else scale, values, row_scale),
         *(x.shape[1], stride),
         WIDTH=width,
         FIRST=first,
         SECOND=second,
+        ROWS=ROWS,
         EPS=LAYER_NORM_EPS,
         GATED=gate is not None,
         NORM=shift is not None,
         QUANTISE=quantise,
         LARGEST_FLOAT8=LARGEST,
         LEAST=LEAST_SCALE,
-        num_warps=_warps(first),
+        num_warps=warps_of(first),
     )
     return total, rows
 
@@ -229,7 +242,7 @@ def _quantise(x: Tensor) -> ScaledRows:
 def _launch_row(x: Tensor, *, gelu: bool) -> ScaledRows:
     x = x.contiguous()
     width = x.shape[-1]
-    first, second = _parts(width)
+    first, second = parts_of(width)
     rows = _empty_rows(x, True)
     assert isinstance(rows, ScaledRows)
     _row[(x.numel() // width,)](
@@ -240,7 +253,7 @@ def _launch_row(x: Tensor, *, gelu: bool) -> ScaledRows:
         GELU=gelu,
         LARGEST_FLOAT8=LARGEST,
         LEAST=LEAST_SCALE,
-        num_warps=_warps(first),
+        num_warps=warps_of(first),
     )
     return rows
 
@@ -252,7 +265,7 @@ def _norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
     together = x.stride()[2:] == (K, 1) and (B == 1 or x.stride(0) == N * x.stride(1))
     x = x if together else x.contiguous()
     out = torch.empty((B, N, A, K), dtype=x.dtype, device=x.device)
-    group = min(8, triton.next_power_of_2(A))
+    group, warps = group_of(A, K)
     _heads[(B * N, triton.cdiv(A, group))](
         *(x, weight, weight if rotation is None else rotation, out, N, x.stride(1)),
         HEADS=A,
@@ -260,7 +273,7 @@ def _norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
         EPS=RMS_NORM_EPS,
         GROUP=group,
         ROTATE=rotation is not None,
-        num_warps=max(1, group * K // ELEMENTS_A_WARP),
+        num_warps=warps,
     )
     return out
 
@@ -280,14 +293,21 @@ def _places(rows: Rows) -> tuple[Tensor, Tensor]:
     return (rows.values, rows.scale) if isinstance(rows, ScaledRows) else (rows, rows)
 
 
-def _parts(width: int) -> tuple[int, int]:
+def parts_of(width: int) -> tuple[int, int]:
     """Two powers of two: the largest up to a width, and the least from what is left of it."""
     first = 1 << (width.bit_length() - 1)
     return first, triton.next_power_of_2(max(1, width - first))
 
 
-def _warps(columns: int) -> int:
+def warps_of(columns: int) -> int:
+    """Of a program that takes so many columns of a row."""
     return min(MOST_WARPS, max(1, columns // ELEMENTS_A_WARP))
+
+
+def group_of(heads: int, channels: int) -> tuple[int, int]:
+    """How many heads of a token a program takes, a power of two, and its warps."""
+    group = min(8, triton.next_power_of_2(heads))
+    return group, max(1, group * channels // ELEMENTS_A_WARP)
 
 
 TRITON = Kernels(

@@ -16,6 +16,7 @@ from torch import distributed, nn
 
 from kandinsky5.errors import RequestError
 from kandinsky5.loading import load_pipeline
+from kandinsky5.model.kernels import stretches_for
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.placement import free_memory, resolve_device
 from kandinsky5.prompts import Task
@@ -150,6 +151,8 @@ def prepare_network(model: Model, settings: TrainingSettings, replicas: Replicas
         RequestError: targets, a base or a number of processes that cannot be.
     """
     network, run = model.network, settings.run
+    if not run.compile:  # which fuses more
+        network.use_stretches(stretches_for(model.device))
     weights: Weights
     if settings.tuning.kind == "full":
         network.float()
