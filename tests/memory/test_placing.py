@@ -12,12 +12,21 @@ from kandinsky5.budget import Budget
 from kandinsky5.engine import Engine
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.loading import load_pipeline
-from kandinsky5.memory import load_planned, place, plan_for
+from kandinsky5.memory import activations, load_planned, place, plan_for
+from kandinsky5.memory.activations import STEPS, Sizes, needs_of
 from kandinsky5.memory.packing import write_packed
+from kandinsky5.memory.parts import Part, model_of
+from kandinsky5.memory.placing import _place_one
 from kandinsky5.memory.plan import Plan
+from kandinsky5.memory.planner import _brought, _Draft
+from kandinsky5.model import fast, prompt_table
+from kandinsky5.model.fast import FastPath
+from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.request import ImageRequest
 from kandinsky5.streaming import is_streamed
+from kandinsky5.streaming.conveyor import ATTRIBUTE
+from tests.model.tiny import config_of, drawn, inputs_for
 from tests.pipelines.conftest import SHORT, picture
 
 from .conftest import DTYPE
@@ -28,10 +37,9 @@ SMALL = Budget(width=64, height=64)
 
 def draw(pipe: Kandinsky5T2IPipeline, **arguments: object) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
-    given = {"width": 64, "height": 64, **arguments}
+    given = {"width": 64, "height": 64, "num_inference_steps": 3, **arguments}
     return pipe(
         prompt=SHORT,
-        num_inference_steps=3,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
         **given,  # type: ignore[arg-type]
@@ -108,6 +116,44 @@ def test_load_pipeline_takes_a_budget(half_folder, expected):
     )
     assert pipe.plan is not None and pipe.plan.width == 64
     assert torch.equal(draw(pipe), expected)
+
+
+@pytest.mark.parametrize("fast_path", [True, False], ids=["fast", "ordinary"])
+def test_what_moves_is_what_was_said(half_folder, machine, monkeypatch, fast_path):
+    """A run of 50 steps, of which the fast path's table holds nine: bytes of conveyors against those of the planner."""
+    network = drawn(Kandinsky5Transformer3DModel(**config_of("t2i", num_visual_blocks=5)))
+    network.fast_path = FastPath() if fast_path else None
+    given = inputs_for(network.config).arguments()
+    rows, tokens = given["encoder_hidden_states"].shape[:2]
+    table = 9 * prompt_table.bytes_a_step(network.config, rows, tokens, itemsize=4)
+    for module in (fast, activations):
+        monkeypatch.setattr(module, "TABLE_BYTES", table)
+    plan = plan_of(half_folder, machine, network_origin="host", resident_blocks=1, slots=2, small_stream=True)
+    _place_one("transformer", network, plan, CPU, None)
+    times = torch.linspace(1000, 20, STEPS)
+    if network.fast_path is not None:
+        network.fast_path.expect(times)
+    with torch.no_grad():
+        for time in times:
+            network(**{**given, "timestep": time})
+    conveyors = {entry[0] for part in network.modules() if (entry := getattr(part, ATTRIBUTE, None))}
+    sizes = {conveyor.units[0].name: [unit.nbytes for unit in conveyor.units] for conveyor in conveyors}
+    streamed = sizes["transformer.visual_transformer_blocks.1"]
+    groups = {
+        "modulation": tuple(sizes["transformer.visual_transformer_blocks.0.visual_modulation"]),
+        "text": tuple(sizes["transformer.text_transformer_blocks.0"]),
+    }
+    others = (model_of(half_folder, DTYPE).components[name] for name in ("text_encoder", "vae"))
+    request = Sizes(width=64, height=64, pictures=rows // 2, text_tokens=tokens, edits=False)
+    needs = needs_of(network, *others, request, torch.float32, fast=fast_path)
+    assert needs.window == (9 if fast_path else 1)
+    draft = _Draft(
+        network="bf16", encoder="bf16", network_origin="host", encoder_origin="device",
+        small_stream=True, slots=2, tiled=False, batched=True,
+    )  # fmt: skip
+    often, seldom = _brought(draft, Part(groups=groups, ends=0, table=0), needs, streamed, plan.slots)
+    ahead = max(streamed) + max(groups["modulation"])  # what is brought for a step that does not come
+    assert 0 <= sum(conveyor.moved for conveyor in conveyors) - STEPS * (often + seldom) <= ahead + STEPS
 
 
 def test_tiles_and_turns(half_folder, machine, expected):

@@ -1,16 +1,30 @@
 """Plans for the published sizes on machines that need not be here: they fit, and more memory is never worse."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kandinsky5.errors import CapacityError, RequestError
-from kandinsky5.memory import plan_for_model
-from kandinsky5.memory.activations import Sizes, needs_of, peak_bytes
+from kandinsky5.memory import Machine, plan_for_model
+from kandinsky5.memory.activations import STEPS, Needs, Sizes, needs_of, operations_a_row, peak_bytes
 from kandinsky5.memory.placing import choice_of
-from kandinsky5.memory.planner import PRICE, Choice, _cost, choose, plans, smallest
+from kandinsky5.memory.planner import (
+    PRICE,
+    Choice,
+    _brought,
+    _cost,
+    _Draft,
+    _step_seconds,
+    choose,
+    plans,
+    smallest,
+)
 from kandinsky5.memory.published import published_model
 
 DTYPE = torch.bfloat16
@@ -101,6 +115,107 @@ def test_larger_pictures_take_more(choice, needs, machine):
     assert peaks == sorted(peaks) and peaks[0] < peaks[2]
 
 
+def test_seldom_parts_count_once_a_window(choice, needs, machine):
+    """Nine steps of two rows fit into the fast path's table with 512 text tokens, 18 of one row; text blocks stay."""
+    needed = needs(sizes())
+    assert (needed.window, needed.window_in_turn) == (9, 18)
+    network = choice.parts["transformer", "bf16"]
+    for plan in plans(choice, tier(machine, 8), sizes(), needed):
+        if plan.network == "bf16" and plan.small_stream:
+            blocks = sum(network.groups["blocks"][plan.resident_blocks :])
+            passes, windows = (1, 6) if plan.batched_guidance else (2, 2 * 3)
+            seldom = windows * network.group("modulation") + network.group("text")
+            assert plan.bytes_per_step == passes * blocks + seldom // STEPS
+
+
+def test_a_window_of_long_prompts_is_counted(needs):
+    """All of its steps go through the text blocks at once: as many rows as a step has of the picture, or more."""
+    short, long = (needs(dataclasses.replace(sizes(), text_tokens=tokens)) for tokens in (32, 1024))
+    assert long.denoise > short.denoise + 100e6 and long.window < short.window
+
+
+def test_without_the_fast_path_they_count_in_each_step(model):
+    components = (model.components[name] for name in ("transformer", "text_encoder", "vae"))
+    needed = needs_of(*components, sizes(512), DTYPE, fast=False)
+    assert (needed.window, needed.window_in_turn) == (1, 1)
+
+
+def test_operations_are_those_of_the_blocks(model):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = {**model.components["transformer"].config, "num_text_blocks": 1}
+    counted = []
+    for blocks in (1, 2):
+        with torch.device("meta"):
+            network = type(model.components["transformer"])(**{**config, "num_visual_blocks": blocks})
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                network(
+                    hidden_states=torch.empty(1, 1, 64, 32, network.input_channels),
+                    encoder_hidden_states=torch.empty(1, 20, config["in_text_dim"]),
+                    timestep=torch.full((1,), 500.0),
+                    pooled_projections=torch.empty(1, config["in_text_dim2"]),
+                    visual_rope_pos=[torch.arange(n) for n in (1, 32, 16)],
+                    text_rope_pos=torch.arange(20),
+                )
+        counted.append(counter.get_total_flops())
+    # A block's shifts, scales and gates are computed from the time alone, once for all tokens.
+    modulation = 2 * config["time_dim"] * 9 * config["model_dim"]
+    assert counted[1] - counted[0] - modulation == operations_a_row(network.config, 32 * 16, 20) // 2
+
+
+MEASURED = Path(__file__).parents[2] / "benchmarks/results/2026-11-28-memory-h100.json"
+
+
+def test_seconds_and_bytes_are_those_that_were_measured(choice, machine):
+    """Each tier's bytes a step within 2 %; its seconds within a tenth, with what the resident ones took outside steps.
+
+    Link and rate of a product are what that machine's plans were made with, on the mean; files were in the page cache.
+    """
+    there = machine("cuda", link=54e9, products=635e12, disk=12e9)
+    rows = {row["row"]: row for row in json.loads(MEASURED.read_text())["rows"]}
+    streamed = [row for row in rows.values() if row["plan"] is not None]
+    assert len(streamed) == 12
+    for row in streamed:
+        plan = row["plan"]
+        step, moved = _step_of(plan, choice, there)
+        assert moved / 1e9 == pytest.approx(row["moved_per_step_gb"], rel=0.02, abs=0.001), row["row"]
+        whole = rows["resident, editing" if plan["edits"] else "resident"]
+        everything = {"network": "bf16", "resident_blocks": 50, "small_stream": False, "width": whole["size"]}
+        outside = whole["seconds"] - whole["steps"] * _step_of({**plan, **everything}, choice, there)[0]
+        speed = there.link if plan["encoder_origin"] == "host" else there.disk
+        seconds = row["steps"] * step + plan["bytes_per_prompt"] / speed + outside
+        assert seconds == pytest.approx(row["seconds"], rel=0.1), row["row"]
+
+
+def _step_of(plan: Mapping[str, Any], choice: Choice, there: Machine) -> tuple[float, int]:
+    """Seconds and bytes of a step of the plan that a row was drawn with."""
+    needed = _short_prompt(plan["edits"], plan["width"])
+    part = choice.parts["transformer", plan["network"]]
+    kept = ("network", "encoder", "network_origin", "encoder_origin", "small_stream", "slots")
+    draft = _Draft(
+        **{name: plan[name] for name in kept},
+        tiled=plan["tile"] is not None,
+        batched=plan["batched_guidance"],
+    )
+    slots, streamed = plan["slots"], part.groups["blocks"][plan["resident_blocks"] :]
+    often, seldom = _brought(draft, part, needed, streamed, slots)
+    seconds = _step_seconds(draft, there, needed, 50, len(streamed), slots, often, seldom)
+    return seconds, often + seldom
+
+
+@lru_cache
+def _short_prompt(edits: bool, side: int) -> Needs:
+    """What those pictures needed: a prompt of some 30 tokens, and of an edit some 330 of its source."""
+    model = published_model(DTYPE, edits=edits)
+    components = (model.components[name] for name in ("transformer", "text_encoder", "vae"))
+    return needs_of(
+        *components,
+        dataclasses.replace(sizes(side, edits=edits), text_tokens=360 if edits else 32),
+        DTYPE,
+        fast=True,
+    )
+
+
 def test_too_little(choice, needs, machine):
     with pytest.raises(CapacityError) as raised:
         choose(choice, tier(machine, 2.7), sizes(2048), needs)
@@ -181,6 +296,7 @@ def test_an_address_that_was_another_tensor_s_counts_anew():
 def test_activations_grow_as_they_must(needs):
     one, two = needs(sizes(512)), needs(sizes(1024))
     assert two.decode == pytest.approx(4 * one.decode, rel=0.05)
-    assert one.denoise_in_turn < one.denoise < two.denoise
+    assert one.denoise < two.denoise and needs(sizes(2048)).denoise_in_turn < needs(sizes(2048)).denoise
+    assert one.window == two.window <= STEPS and one.operations < two.operations
     assert two.decode_tiled < two.decode and needs(sizes(2048)).decode_tiled > two.decode_tiled
     assert needs(sizes(512, edits=True)).source > 0 == one.source

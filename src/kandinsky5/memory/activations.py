@@ -1,7 +1,8 @@
 """What a computation needs besides weights: the same code, run without storage, while its tensors are counted.
 
-Comes in: components on the meta device and the sizes of a request. Goes out: bytes at the peak of each stage. What
-libraries take for themselves (workspaces) is not seen here. Refuses to know: weights' places.
+Comes in: components on the meta device and the sizes of a request. Goes out: bytes at the peak of each stage,
+operations of a step, and how many steps the fast path prepares at once. What libraries take for themselves (workspaces)
+is not seen here. Refuses to know: weights' places.
 """
 
 import json
@@ -21,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kandinsky5.latents import TILE
-from kandinsky5.model.fast import TABLE_BYTES, FastPath
+from kandinsky5.model.fast import KEPT_TABLES, TABLE_BYTES, FastPath
+from kandinsky5.model.prompt_table import Prompt, PromptTable, bytes_a_step, steps_a_window
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 
 CONVOLUTIONS: Final = 1.8
@@ -31,10 +33,17 @@ CONVOLUTIONS: Final = 1.8
 LIBRARIES: Final = 150 * 10**6
 """Bytes of cuBLAS's workspaces and of fragments, on CUDA."""
 
+STEPS: Final = 50
+"""Of the run that is planned for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Bytes at the peak of each stage, weights apart. `tiled` where the autoencoder works in tiles."""
+    """Bytes at the peak of each stage, weights apart. `tiled` where the autoencoder works in tiles.
+
+    operations: of a step's blocks for both guidance branches, multiplications and additions each counted.
+    window, window_in_turn: steps for which modulation and text blocks are asked once; 1 without the fast path.
+    """
 
     encode: int
     denoise: int
@@ -43,6 +52,9 @@ class Needs:
     source_tiled: int
     decode: int
     decode_tiled: int
+    operations: int
+    window: int
+    window_in_turn: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,22 +133,52 @@ def needs_of(network: Any, encoder: Any, vae: Any, sizes: Sizes, dtype: torch.dt
     side = min(TILE, sizes.width), min(TILE, sizes.height)
     return Needs(
         encode=_text_bytes(encoder.config, rows, sizes.text_tokens, dtype),
-        denoise=_network_bytes(network, sizes, rows, dtype, fast=fast),
-        denoise_in_turn=_network_bytes(network, sizes, sizes.pictures, dtype, fast=fast),
+        denoise=_network_bytes(network, sizes, rows, dtype, fast=fast, tables=1),
+        denoise_in_turn=_network_bytes(network, sizes, sizes.pictures, dtype, fast=fast, tables=KEPT_TABLES),
         source=source,
         source_tiled=_vae_bytes(vae, "encode", *side, dtype) + pixels if sizes.edits else 0,
         decode=decode,
         # The tiles are put together from twice the picture's pixels in decoded tiles.
         decode_tiled=_vae_bytes(vae, "decode", *side, dtype) + 3 * pixels,
+        operations=rows * operations_a_row(network.config, _tokens(network, sizes), sizes.text_tokens),
+        window=_window(network, sizes, rows, dtype) if fast else 1,
+        window_in_turn=_window(network, sizes, sizes.pictures, dtype) if fast else 1,
     )
 
 
-def _network_bytes(network: Any, sizes: Sizes, rows: int, dtype: torch.dtype, *, fast: bool) -> int:
-    """A forward of `rows` rows: two blocks stand for all, since each lets go of what it needed."""
-    config = dict(network.config)
-    cells = sizes.height // 8, sizes.width // 8
-    bytes_ = _forward_bytes(_as_key(config), dtype, rows, cells, sizes.text_tokens, fast)
-    return bytes_ + (min(TABLE_BYTES, _table_bytes(config, rows)) if fast else 0)
+def operations_a_row(config: Any, tokens: int, text_tokens: int) -> int:
+    """Operations of all visual blocks for a row of tokens: products, and both attentions."""
+    width = config.model_dim
+    visual = 2 * tokens * width * (6 * width + 2 * config.ff_dim)
+    text = 2 * text_tokens * width * 2 * width
+    attention = 4 * tokens * (tokens + text_tokens) * width
+    return config.num_visual_blocks * (visual + text + attention)
+
+
+def _tokens(network: Any, sizes: Sizes) -> int:
+    _, high, wide = network.config.patch_size
+    return (sizes.height // 8 // high) * (sizes.width // 8 // wide)
+
+
+def _window(network: Any, sizes: Sizes, rows: int, dtype: torch.dtype) -> int:
+    """Steps whose table the fast path makes at once; no run has more of them than it has steps."""
+    return min(STEPS, steps_a_window(network.config, rows, sizes.text_tokens, dtype.itemsize, TABLE_BYTES))
+
+
+def _network_bytes(
+    network: Any, sizes: Sizes, rows: int, dtype: torch.dtype, *, fast: bool, tables: int
+) -> int:
+    """A forward of `rows` rows: two blocks stand for all, since each lets go of what it needed.
+
+    On the fast path the table of a window is there meanwhile, or is being made while the others are there.
+    """
+    config, tokens = _as_key(network.config), sizes.text_tokens
+    forward = _forward_bytes(config, dtype, rows, (sizes.height // 8, sizes.width // 8), tokens, fast)
+    if not fast:
+        return forward
+    window = _window(network, sizes, rows, dtype)
+    table = window * bytes_a_step(network.config, rows, tokens, dtype.itemsize)
+    return max(forward + table, _preparing_bytes(config, dtype, rows, tokens, window)) + (tables - 1) * table
 
 
 @lru_cache(maxsize=256)
@@ -166,6 +208,26 @@ def _forward_bytes(
         return peak_bytes(forward)
 
 
+@lru_cache(maxsize=256)
+def _preparing_bytes(config: str, dtype: torch.dtype, rows: int, tokens: int, window: int) -> int:
+    """While a window's text goes through the text blocks, whose rows are all steps' at once."""
+    network: Any = _short(config, dtype)
+
+    def prepare() -> None:
+        meta = torch.device("meta")
+        prompt = Prompt(
+            text=torch.empty(rows, tokens, network.config.in_text_dim, device=meta, dtype=dtype),
+            pooled=torch.empty(rows, network.config.in_text_dim2, device=meta, dtype=dtype),
+            positions=torch.arange(tokens, device=meta),
+            mask=torch.ones(rows, tokens, dtype=torch.bool, device=meta),
+        )
+        times = [(float(step),) * rows for step in range(window)]
+        PromptTable(network, prompt, largest_bytes=TABLE_BYTES).step(network, times[0], times[1:])
+
+    with attention_backend("native"):
+        return peak_bytes(prepare)
+
+
 @lru_cache(maxsize=4)
 def _short(config: str, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
@@ -186,11 +248,6 @@ def _as_key(config: Mapping[str, Any]) -> str:
     return json.dumps(
         {name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True
     )
-
-
-def _table_bytes(config: dict[str, Any], rows: int) -> int:
-    """Of the fast path's table for one step, at least."""
-    return rows * config["num_visual_blocks"] * 9 * config["model_dim"] * torch.float32.itemsize * 27
 
 
 def _vae_bytes(vae: Any, way: str, width: int, height: int, dtype: torch.dtype) -> int:

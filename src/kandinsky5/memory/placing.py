@@ -25,7 +25,7 @@ from kandinsky5.memory.formats import FORMATS, pack, why_not
 from kandinsky5.memory.groups import Place, groups_of, table_of
 from kandinsky5.memory.machine import Machine, this_machine
 from kandinsky5.memory.parts import COMPONENTS, Model, model_of, narrow
-from kandinsky5.memory.plan import Origin, Plan
+from kandinsky5.memory.plan import SMALL_SLOTS, Origin, Plan
 from kandinsky5.memory.planner import Choice, choose
 from kandinsky5.model.fast import prepare_for_speed
 from kandinsky5.model.loading import checkpoint_errors
@@ -192,7 +192,6 @@ def choice_of(model: Model, device: torch.device) -> Choice:
         parts=parts,
         formats=formats,
         mapped=model.mapped,
-        itemsize=model.dtypes["transformer"].itemsize,
     )
 
 
@@ -228,10 +227,10 @@ def _place_one(name: str, module: nn.Module, plan: Plan, device: torch.device, s
     if name == "transformer":
         streams.append((groups["blocks"][plan.resident_blocks :], plan.network_origin, plan.slots))
         if plan.small_stream:
-            streams += [(groups[group], plan.network_origin, 2) for group in ("modulation", "text")]
+            streams += [(groups[group], plan.network_origin, SMALL_SLOTS) for group in ("modulation", "text")]
     elif name == "text_encoder" and plan.encoder_origin != "device":
         streams.append((groups["layers"], plan.encoder_origin, plan.slots))
-        streams.append((groups.get("vision", ()), plan.encoder_origin, 2))
+        streams.append((groups.get("vision", ()), plan.encoder_origin, SMALL_SLOTS))
     elif name == "text_encoder_2" and plan.small_stream:
         streams.append((groups["whole"], "host", 1))
     table = table_of(name, module) if device.type != "cpu" else None

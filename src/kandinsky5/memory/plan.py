@@ -5,10 +5,13 @@ A record and its words. Refuses to know: how it was chosen, and how it is carrie
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Origin = Literal["device", "host", "disk"]
 """Where weights wait: on the device for good, in page-locked host memory, or in the checkpoint's files."""
+
+SMALL_SLOTS: Final = 2
+"""Slots for modulation, for text blocks and for Qwen's vision blocks, where they come in turn."""
 
 WAITS = {"device": "on the device", "host": "streamed from host memory", "disk": "streamed from disk"}
 
@@ -30,13 +33,13 @@ class Plan:
     slots: blocks on the device at once of those that stream.
     tile: pixels of the autoencoder's tiles; None works on whole pictures.
     batched_guidance: both guidance branches in one forward pass.
-    width, height, pictures, edits: of the request that is planned for.
-    device_bytes: predicted peak of the device, without context and libraries; on the CPU of this process.
+    width, height, pictures, edits, text_tokens: of the largest request that is planned for, the longest prompt too.
+    device_bytes: predicted peak of the device for that, without context and libraries; on the CPU of this process.
     host_bytes: predicted peak of host memory, anonymous and page-locked, on top of the process as it was.
     stages: device_bytes by stage.
-    bytes_per_step: moved to the device in each step.
+    bytes_per_step: moved to the device in a step, on the mean of a run of 50.
     bytes_per_prompt: moved to encode the prompts of a call.
-    seconds_per_step: estimate, only for choosing.
+    seconds_per_step: estimate on the same mean; plans are compared by it.
     """
 
     device: str
@@ -54,6 +57,7 @@ class Plan:
     height: int
     pictures: int
     edits: bool
+    text_tokens: int
     device_bytes: int
     host_bytes: int
     bytes_per_step: int
@@ -84,14 +88,15 @@ class Plan:
         vae = "autoencoder whole" if self.tile is None else f"autoencoder in tiles of {self.tile} pixels"
         guidance = "guidance branches together" if self.batched_guidance else "guidance branches in turn"
         what = f"{self.pictures} of " if self.pictures > 1 else ""
-        peak = f"predicted peak {in_words(self.device_bytes)} on {self.device}"
+        peak = f"predicted peak up to {in_words(self.device_bytes)} on {self.device}"
         if self.device != "cpu":
             peak += f" and {in_words(self.host_bytes)} of host memory"
         return [
             network,
             encoder,
             f"{vae}, {guidance}",
-            f"{peak} for {what}{self.width}x{self.height}{', editing' if self.edits else ''}",
+            f"{peak} for {what}{self.width}x{self.height}{', editing' if self.edits else ''}, "
+            f"prompts up to {self.text_tokens} tokens",
             f"{in_words(self.bytes_per_step)} moved a step, {in_words(self.bytes_per_prompt)} a prompt",
         ]
 

@@ -7,6 +7,7 @@ A format or tiles change the picture, so they must pay for it: a plan's time is 
 are packed where streaming them as they are would be slower by more than that, and where nothing else fits.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,10 +17,10 @@ from typing import Final
 from kandinsky5.checkpoint.packing import PLAIN
 from kandinsky5.errors import CapacityError
 from kandinsky5.latents import TILE
-from kandinsky5.memory.activations import CONVOLUTIONS, LIBRARIES, Needs, Sizes
+from kandinsky5.memory.activations import CONVOLUTIONS, LIBRARIES, STEPS, Needs, Sizes
 from kandinsky5.memory.machine import Machine
 from kandinsky5.memory.parts import Part
-from kandinsky5.memory.plan import Origin, Plan, in_words
+from kandinsky5.memory.plan import SMALL_SLOTS, Origin, Plan, in_words
 
 PRICE: Final[Mapping[str, float]] = MappingProxyType({"bf16": 1.0, "int8": 1.2, "fp8": 1.4, "nf4": 1.8})
 """What a network in a format must be faster by, to be taken where another fits too."""
@@ -30,16 +31,24 @@ ENCODER_PRICE: Final[Mapping[str, float]] = MappingProxyType(
 
 TILES_PRICE: Final = 1.03
 
-IN_TURN: Final = 1.05
-"""Time of two passes of one row over that of one pass of two."""
+NETWORK_RATE: Final = 0.89
+"""Operations a second of the whole network over those of one product: 567 of 640 TFLOP/s on an H100 at 1024 x 1024
+(benchmarks/results/2026-11-28-drawing-h100.json, "ours exact", and 2026-11-28-drawing-h100-first.json, "product
+8192x2560x10240"). At 512 x 512 the host, which launches the kernels, is slower than that there."""
 
-UNPACKING: Final[Mapping[str, float]] = MappingProxyType({"bf16": 1.0, "int8": 1.15, "fp8": 1.0, "nf4": 1.3})
-"""Time of a product with packed weights over one with plain ones; estimates until they are measured on GPUs."""
+IN_TURN: Final = 1.08
+"""Time of two passes of one row over that of one pass of two: 180 ms over 167 ("batches" of the first of these)."""
+
+UNPACKING: Final[Mapping[str, float]] = MappingProxyType({"bf16": 1.0, "int8": 1.35, "fp8": 1.0, "nf4": 1.5})
+"""Time of a step with packed weights over one with plain ones. int8: "4 GB" and "4 GB, editing" of
+benchmarks/results/2026-11-28-memory-h100.json, where blocks come faster than they are multiplied. nf4 is an
+estimate: more work than int8. fp8 is quicker than 1 where the GPU multiplies it, but a format is picked here for
+memory's sake and not for speed's."""
 
 OVERLAP: Final = 0.05
-"""Of the time of a copy, what it delays the computation that it overlaps with."""
+"""Of the time of a copy, what it delays the computation that it overlaps with. The seconds of that file at
+1024 x 1024 are met within 5 % with it and without; it keeps what could stay from being streamed for nothing."""
 
-STEPS: Final = 50
 SLOTS: Final = (3, 2)
 SMALLER: Final = ((1024, 1024), (768, 768), (512, 512))
 """Sizes that are tried for what would fit."""
@@ -53,13 +62,11 @@ class Choice:
     formats: that can be had, by component.
     mapped: components that are in files in the dtype they run in: they take no memory of the process's own, and can be
         read from the files each time.
-    itemsize: bytes of a weight that is not packed.
     """
 
     parts: Mapping[tuple[str, str], Part]
     formats: Mapping[str, Sequence[str]]
     mapped: frozenset[str]
-    itemsize: int
 
     def is_mapped(self, component: str, form: str) -> bool:
         """Whether a component in a format is what its files hold."""
@@ -167,11 +174,11 @@ def _filled(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes, needs
         stages = _stages(draft, choice, machine, needs, slots=slots)
         resident = _fitting(blocks[: len(blocks) - slots], machine.device_bytes - max(stages.values()))
     stages = {name: size + sum(blocks[:resident]) for name, size in stages.items()}
-    moved = sum(blocks[resident:])
+    streamed = blocks[resident:]
     small = network.group("modulation") + network.group("text") if draft.small_stream else 0
-    passes = 1 if draft.batched else 2
+    often, seldom = _brought(draft, network, needs, streamed, slots)
     encoder = choice.parts["text_encoder", draft.encoder]
-    streams = moved or draft.small_stream
+    streams = streamed or draft.small_stream
     return Plan(
         device=str(machine.device),
         network=draft.network,
@@ -188,11 +195,14 @@ def _filled(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes, needs
         height=sizes.height,
         pictures=sizes.pictures,
         edits=sizes.edits,
+        text_tokens=sizes.text_tokens,
         device_bytes=max(stages.values()),
-        host_bytes=_host_bytes(draft, choice, machine, slots, moved, small),
-        bytes_per_step=(moved + small) * passes,
+        host_bytes=_host_bytes(draft, choice, machine, slots, sum(streamed), small),
+        bytes_per_step=often + seldom,
         bytes_per_prompt=0 if draft.encoder_origin == "device" else encoder.group("layers"),
-        seconds_per_step=_step_seconds(draft, choice, machine, sizes, (moved + small) * passes),
+        seconds_per_step=_step_seconds(
+            draft, machine, needs, len(blocks), len(streamed), slots, often, seldom
+        ),
         stages=stages,
     )
 
@@ -220,11 +230,11 @@ def _stages(draft: _Draft, choice: Choice, machine: Machine, needs: Needs, *, sl
         fixed += encoder.group("layers") + encoder.group("vision") + (encoder.table if on_cpu else 0)
         brought = 0
     else:
-        brought = draft.slots * encoder.largest("layers") + 2 * encoder.largest("vision")
+        brought = draft.slots * encoder.largest("layers") + SMALL_SLOTS * encoder.largest("vision")
     brought += clip.group("whole") if draft.small_stream else 0
     passing = slots * network.largest("blocks")
     if draft.small_stream:
-        passing += 2 * network.largest("modulation") + 2 * network.largest("text")
+        passing += SMALL_SLOTS * (network.largest("modulation") + network.largest("text"))
     convolutions = 1.0 if on_cpu else CONVOLUTIONS
     decode, source = (needs.decode_tiled, needs.source_tiled) if draft.tiled else (needs.decode, needs.source)
     return {
@@ -253,24 +263,56 @@ def _host_bytes(draft: _Draft, choice: Choice, machine: Machine, slots: int, mov
         waiting += moved + small
     elif moved or small:
         waiting += slots * network.largest("blocks") if moved else 0
-        waiting += 2 * (network.largest("modulation") + network.largest("text")) if small else 0
+        waiting += SMALL_SLOTS * (network.largest("modulation") + network.largest("text")) if small else 0
     if draft.encoder_origin == "host":
         waiting += encoder.group("layers") + encoder.group("vision")
     elif draft.encoder_origin == "disk":
-        waiting += draft.slots * encoder.largest("layers") + 2 * encoder.largest("vision")
+        waiting += draft.slots * encoder.largest("layers") + SMALL_SLOTS * encoder.largest("vision")
     return max(waiting, sum(part.total for part in own.values()))
 
 
-def _step_seconds(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes, moved: int) -> float:
-    """Computing and moving at the same time."""
-    plain = choice.parts["transformer", PLAIN].groups["blocks"]
-    tokens = sizes.width * sizes.height // 256
-    rows = 2 * sizes.pictures
-    products = 2 * (sum(plain) // choice.itemsize) * tokens * rows
-    computing = products / machine.products * UNPACKING[draft.network] * (1 if draft.batched else IN_TURN)
+def _brought(
+    draft: _Draft, network: Part, needs: Needs, streamed: Sequence[int], slots: int
+) -> tuple[int, int]:
+    """Bytes that come to the device in a step, on the mean of a run: (blocks in each step, what comes more seldom).
+
+    The fast path asks for modulation and text blocks once a window of steps. Units that all fit into their slots stay
+    there from the first step to the last.
+    """
+    passes, window = (1, needs.window) if draft.batched else (2, needs.window_in_turn)
+    windows = passes * math.ceil(STEPS / window)
+    often = passes * sum(streamed) if len(streamed) > slots else 0
+    seldom = 0 if often else sum(streamed)
+    for name in ("modulation", "text") if draft.small_stream else ():
+        seldom += network.group(name) * (windows if len(network.groups[name]) > SMALL_SLOTS else 1)
+    return often, seldom // STEPS
+
+
+def _step_seconds(
+    draft: _Draft,
+    machine: Machine,
+    needs: Needs,
+    blocks: int,
+    streamed: int,
+    slots: int,
+    often: int,
+    seldom: int,
+) -> float:
+    """Of a step: the first of the blocks stay and are computed, then those that are streamed come one by one.
+
+    While the others are computed, copies run ahead by all slots but one, and stop; from there on the slower of
+    computing and copying is waited for. What comes more seldom comes with nothing to compute meanwhile.
+    """
+    passes, in_turn = (1, 1.0) if draft.batched else (2, IN_TURN)
     speed = machine.link if draft.network_origin == "host" else min(machine.disk, machine.link)
-    moving = moved / speed
-    return max(computing, moving) + OVERLAP * moving
+    computing = (
+        needs.operations / (machine.products * NETWORK_RATE) * UNPACKING[draft.network] * in_turn / passes
+    )
+    if often:
+        block, moving = computing / blocks, often / passes / speed
+        behind = (streamed - slots + 1) * moving / streamed + block
+        computing = max(computing, (blocks - streamed) * block + behind, moving) + OVERLAP * moving
+    return passes * computing + seldom / speed
 
 
 def _cost(plan: Plan, machine: Machine) -> float:

@@ -60,7 +60,8 @@ class PromptTable:
         self.prompt = prompt
         self._versions = _versions(prompt)
         self._steps: dict[tuple[float, ...], Step] = {}
-        self._window = max(1, largest_bytes // bytes_a_step(network, prompt))
+        (rows, tokens), itemsize = prompt.text.shape[:2], network.text_embeddings.norm.weight.element_size()
+        self._window = steps_a_window(network.config, rows, tokens, itemsize, largest_bytes)
 
     def serves(self, prompt: Prompt) -> bool:
         """Whether the table was made of exactly these tensors, as they are now."""
@@ -78,12 +79,15 @@ class PromptTable:
         return self._steps[times]
 
 
-def bytes_a_step(network: Any, prompt: Prompt) -> int:
-    """Of a step's row in the table."""
-    width, rows = network.config.model_dim, len(prompt.text)
-    modulation = network.config.num_visual_blocks * VISUAL_PARAMS * width * torch.float32.itemsize
-    text = prompt.text.shape[1] * width * network.text_embeddings.norm.weight.element_size()
-    return rows * (modulation + text)
+def bytes_a_step(config: Any, rows: int, tokens: int, itemsize: int) -> int:
+    """Of a step's row in the table: a network's config, rows and text tokens of the prompt, bytes of a text value."""
+    modulation = config.num_visual_blocks * VISUAL_PARAMS * torch.float32.itemsize
+    return rows * config.model_dim * (modulation + tokens * itemsize)
+
+
+def steps_a_window(config: Any, rows: int, tokens: int, itemsize: int, largest_bytes: int) -> int:
+    """How many steps' rows are made at once, at least one; arguments as `bytes_a_step`."""
+    return max(1, largest_bytes // bytes_a_step(config, rows, tokens, itemsize))
 
 
 def _rows(network: Any, prompt: Prompt, window: Sequence[tuple[float, ...]]) -> list[Step]:
