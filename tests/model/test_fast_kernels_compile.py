@@ -33,7 +33,6 @@ def cases(out):
     norm |= {"scale_ptr": "*fp32", "rows_ptr": out, "row_scale_ptr": "*fp32", "tokens": "i32"}
     norm |= {"modulation_stride": "i32"}
     sizes = {"WIDTH": WIDTH, "FIRST": 2048, "SECOND": 512, "EPS": 1e-5, **FLOAT8}
-    sizes["ROWS"] = triton_kernels.ROWS
     row = {"x_ptr": "*bf16", "rows_ptr": out, "row_scale_ptr": "*fp32"}
     heads = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "rotation_ptr": "*fp32", "out_ptr": "*bf16"}
     heads |= {"tokens": "i32", "row_stride": "i32"}
@@ -41,13 +40,18 @@ def cases(out):
     quantise = out != "*bf16"
     for gated, normed in ((True, True), (False, True), (True, False)):
         flags = {"GATED": gated, "NORM": normed, "QUANTISE": quantise}
-        yield triton_kernels._residual_norm, norm, sizes | flags, triton_kernels.warps_of(2048)
+        yield triton_kernels._residual_norm, norm, sizes | flags, triton_kernels.norm_warps(WIDTH)
     if quantise:
-        for gelu, width, first, second in ((True, FF_WIDTH, 8192, 2048), (False, WIDTH, 2048, 512)):
-            constants = {"WIDTH": width, "FIRST": first, "SECOND": second, "GELU": gelu, **FLOAT8}
-            yield triton_kernels._row, row, constants, triton_kernels.warps_of(first)
+        for gelu, width, columns in ((True, FF_WIDTH, 16384), (False, WIDTH, 4096)):
+            constants = {"WIDTH": width, "COLUMNS": columns, "GELU": gelu, **FLOAT8}
+            yield triton_kernels._row, row, constants, triton_kernels.warps_of(columns)
     for rotated in (True, False):
-        yield triton_kernels._heads, heads, head_sizes | {"ROTATE": rotated}, 2
+        yield (
+            triton_kernels._heads,
+            heads,
+            head_sizes | {"ROTATE": rotated},
+            triton_kernels.group_of(HEADS, K)[1],
+        )
     if not quantise:
         yield from backward_cases(sizes, head_sizes)
 
@@ -63,7 +67,12 @@ def backward_cases(sizes, head_sizes):
     heads = dict.fromkeys(("x_ptr", "weight_ptr", "grad_ptr", "x_grad_ptr"), "*bf16")
     heads |= {"rotation_ptr": "*fp32", "tokens": "i32"}
     for rotated in (True, False):
-        yield triton_gradients._heads_backward, heads, head_sizes | {"ROTATE": rotated}, 2
+        yield (
+            triton_gradients._heads_backward,
+            heads,
+            head_sizes | {"ROTATE": rotated},
+            triton_kernels.group_of(HEADS, K)[1],
+        )
 
 
 @pytest.mark.parametrize("card", CARDS)

@@ -7,6 +7,8 @@ or batch compiles nothing. Importing this file needs Triton. Rows of float32, bf
 Shapes: B batch, N tokens, D width of a row, A heads of K channels.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -19,13 +21,21 @@ from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
 ELEMENTS_A_WARP = 512
 """16 a thread: two 16-byte accesses of bfloat16."""
 
+ELEMENTS_A_HEAD_WARP = 1024
+"""8 heads of 128 channels a warp took 0.034 ms on an H200, with two warps 0.056."""
+
 MOST_WARPS = 4
 """Of a program. GELU of 10,240 columns to float8 took 0.102 ms with 4 on an H100, with 2, 8 and 16 0.131, 0.104 and
 0.099 (benchmarks/results/2026-11-28-drawing-h100.json). Norms of 2,560 columns, the same program from 4 on, differ as
 much from row to row there."""
 
-ROWS = 2
-"""Tokens of a program that norms."""
+ELEMENTS_A_NORM_WARP = 256
+
+NORM_WARPS = 8
+"""Of a program that norms."""
+
+PROGRAMS_A_CORE = 4
+"""Of those that norm, which each take many tokens, so that shifts, scales and gates are read once and stay."""
 
 
 @triton.jit
@@ -46,76 +56,75 @@ def _clamped(y, LARGEST_FLOAT8: tl.constexpr):
 
 
 @triton.jit
-def _store_rows(x, y, rows_ptr, scale_ptr, first, second, inside, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-                QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Write the two parts of rows for the next product; in float8 with their scales if asked for."""
+def _store(
+    rows_ptr, columns, x, scale, WIDTH: tl.constexpr, QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr
+):
+    """Some columns of a row for the next product, in float8 over the row's scale if asked for."""
     if QUANTISE:
-        largest = _largest_or_nan(
-            tl.reduce(tl.abs(x), 1, _largest_or_nan), tl.reduce(tl.abs(y), 1, _largest_or_nan)
-        )
-        scale = _scale_of(largest, LARGEST_FLOAT8, LEAST)[:, None]
-        tl.store(scale_ptr + tl.arange(0, ROWS)[:, None], scale, mask=inside)
-        inverse = 1.0 / scale
-        x, y = _clamped(x * inverse, LARGEST_FLOAT8), _clamped(y * inverse, LARGEST_FLOAT8)
-    place = tl.arange(0, ROWS)[:, None] * WIDTH
-    tl.store(rows_ptr + place + first, x.to(rows_ptr.dtype.element_ty), mask=inside)
-    tl.store(rows_ptr + place + second, y.to(rows_ptr.dtype.element_ty), mask=inside & (second < WIDTH))
+        x = _clamped(x * (1.0 / scale), LARGEST_FLOAT8)
+    tl.store(rows_ptr + columns, x.to(rows_ptr.dtype.element_ty), mask=columns < WIDTH)
 
 
 @triton.jit
-def _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, columns, inside, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-            GATED: tl.constexpr):  # fmt: skip
+def _vector(pointer, columns, WIDTH: tl.constexpr):
+    """Some columns of a shift, scale or gate; zeros beyond the last."""
+    return tl.load(pointer + columns, mask=columns < WIDTH, other=0.0)
+
+
+@triton.jit
+def _summed(x_ptr, gate, out_ptr, sum_ptr, columns, WIDTH: tl.constexpr, GATED: tl.constexpr):
     """Some columns of `x`, or of `x + gate out`, rounded and stored; float32, zeros beyond the last column."""
-    place = tl.arange(0, ROWS)[:, None] * WIDTH + columns
-    inside &= columns < WIDTH
-    x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    inside = columns < WIDTH
+    x = tl.load(x_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     if GATED:
-        gate = tl.load(gate_ptr + columns, mask=columns < WIDTH, other=0.0)
-        out = tl.load(out_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        out = tl.load(out_ptr + columns, mask=inside, other=0.0).to(tl.float32)
         rounded = (x + gate * out).to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + place, rounded, mask=inside)
+        tl.store(sum_ptr + columns, rounded, mask=inside)
         x = rounded.to(tl.float32)
     return x
-
-
-@triton.jit
-def _modulated(x, shift_ptr, scale_ptr, columns, WIDTH: tl.constexpr):
-    """`x (1 + scale) + shift`, which is zero beyond the last column where `x` is."""
-    shift = tl.load(shift_ptr + columns, mask=columns < WIDTH, other=0.0)
-    scale = tl.load(scale_ptr + columns, mask=columns < WIDTH, other=0.0)
-    return x * (1.0 + scale) + shift
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows_ptr, row_scale_ptr,
                    tokens, modulation_stride, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
-                   ROWS: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
-                   QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Some tokens: `x + gate out`, rounded and stored, and `layer_norm(...) (1 + scale) + shift` of it.
+                   EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr, QUANTISE: tl.constexpr,
+                   LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """Every so many tokens of a batch entry: `x + gate out`, rounded and stored, and of it
+    `layer_norm(...) (1 + scale) + shift`.
 
-    In two parts, whose lengths are powers of two as Triton's must be: 2,560 columns in one would be 4,096. Shifts,
-    scales and gates are of one batch entry and are read once for all rows of the program.
+    In two parts, whose lengths are powers of two as Triton's must be: 2,560 columns in one would be 4,096.
     """
-    begin = tl.program_id(0) * ROWS
-    inside = begin + tl.arange(0, ROWS)[:, None] < tokens
-    row = tl.program_id(1).to(tl.int64) * tokens + begin
-    modulation = tl.program_id(1).to(tl.int64) * modulation_stride
-    first, second = tl.arange(0, FIRST)[None], FIRST + tl.arange(0, SECOND)[None]
-    x_ptr, out_ptr, sum_ptr = x_ptr + row * WIDTH, out_ptr + row * WIDTH, sum_ptr + row * WIDTH
-    gate_ptr, shift_ptr, scale_ptr = gate_ptr + modulation, shift_ptr + modulation, scale_ptr + modulation
-    x = _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, first, inside, ROWS, WIDTH, GATED)
-    y = _summed(x_ptr, gate_ptr, out_ptr, sum_ptr, second, inside, ROWS, WIDTH, GATED)
+    first, second = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
+    entry = tl.program_id(1).to(tl.int64)
+    gate_ptr += entry * modulation_stride
+    shift_ptr += entry * modulation_stride
+    scale_ptr += entry * modulation_stride
+    gate, gate_too = 0.0, 0.0
+    if GATED:
+        gate, gate_too = _vector(gate_ptr, first, WIDTH), _vector(gate_ptr, second, WIDTH)
     if NORM:
-        mean = ((tl.sum(x, axis=1) + tl.sum(y, axis=1)) / WIDTH)[:, None]
-        x, y = x - mean, tl.where(second < WIDTH, y - mean, 0.0)
-        variance = ((tl.sum(x * x, axis=1) + tl.sum(y * y, axis=1)) / WIDTH)[:, None]
-        inverse = tl.rsqrt(variance + EPS)
-        x = _modulated(x * inverse, shift_ptr, scale_ptr, first, WIDTH)
-        y = _modulated(y * inverse, shift_ptr, scale_ptr, second, WIDTH)
-        rows_ptr, row_scale_ptr = rows_ptr + row * WIDTH, row_scale_ptr + row
-        _store_rows(
-            x, y, rows_ptr, row_scale_ptr, first, second, inside, ROWS, WIDTH, QUANTISE, LARGEST_FLOAT8, LEAST
-        )
+        shift, shift_too = _vector(shift_ptr, first, WIDTH), _vector(shift_ptr, second, WIDTH)
+        scale, scale_too = 1.0 + _vector(scale_ptr, first, WIDTH), 1.0 + _vector(scale_ptr, second, WIDTH)
+    for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
+        row = entry * tokens + token
+        place = row * WIDTH
+        x = _summed(x_ptr + place, gate, out_ptr + place, sum_ptr + place, first, WIDTH, GATED)
+        y = _summed(x_ptr + place, gate_too, out_ptr + place, sum_ptr + place, second, WIDTH, GATED)
+        if NORM:
+            mean = (tl.sum(x, axis=0) + tl.sum(y, axis=0)) / WIDTH
+            x, y = x - mean, tl.where(second < WIDTH, y - mean, 0.0)
+            variance = (tl.sum(x * x, axis=0) + tl.sum(y * y, axis=0)) / WIDTH
+            inverse = tl.rsqrt(variance + EPS)
+            x, y = x * inverse * scale + shift, y * inverse * scale_too + shift_too
+            row_scale = 1.0
+            if QUANTISE:
+                largest = _largest_or_nan(
+                    tl.reduce(tl.abs(x), 0, _largest_or_nan), tl.reduce(tl.abs(y), 0, _largest_or_nan)
+                )
+                row_scale = _scale_of(largest, LARGEST_FLOAT8, LEAST)
+                tl.store(row_scale_ptr + row, row_scale)
+            _store(rows_ptr + place, first, x, row_scale, WIDTH, QUANTISE, LARGEST_FLOAT8)
+            _store(rows_ptr + place, second, y, row_scale, WIDTH, QUANTISE, LARGEST_FLOAT8)
 
 
 @triton.jit
@@ -136,24 +145,21 @@ def _gelu_of(x):
 
 
 @triton.jit
-def _activated(x_ptr, columns, WIDTH: tl.constexpr, GELU: tl.constexpr):
-    """Some columns, or their GELU, float32; zeros beyond the last column."""
-    x = tl.load(x_ptr + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    return _gelu_of(x) if GELU else x
+def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, GELU: tl.constexpr,
+         LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """One row, its GELU or itself, in float8.
 
-
-@triton.jit
-def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
-         GELU: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """One row, its GELU or itself, in float8; in two parts as in `_residual_norm`."""
+    In one part, however many of its columns are beyond the width: two, as in `_residual_norm`, took half as long again
+    for 10,240 columns.
+    """
     row = tl.program_id(0).to(tl.int64)
-    first, second = tl.arange(0, FIRST)[None], FIRST + tl.arange(0, SECOND)[None]
-    x_ptr, rows_ptr = x_ptr + row * WIDTH, rows_ptr + row * WIDTH
-    x, y = _activated(x_ptr, first, WIDTH, GELU), _activated(x_ptr, second, WIDTH, GELU)
-    inside = tl.arange(0, 1)[:, None] < 1
-    _store_rows(
-        x, y, rows_ptr, row_scale_ptr + row, first, second, inside, 1, WIDTH, True, LARGEST_FLOAT8, LEAST
-    )
+    columns = tl.arange(0, COLUMNS)
+    x = tl.load(x_ptr + row * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    if GELU:
+        x = _gelu_of(x)
+    scale = _scale_of(tl.reduce(tl.abs(x), 0, _largest_or_nan), LARGEST_FLOAT8, LEAST)
+    tl.store(row_scale_ptr + row, scale)
+    _store(rows_ptr + row * WIDTH, columns, x, scale, WIDTH, True, LARGEST_FLOAT8)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -210,21 +216,22 @@ def _launch_residual_norm(
     if any(m.stride() != (stride, 1) or m.dtype != torch.float32 for m in modulation):
         raise ValueError("Shifts, scales and gates must be float32 rows of one stride.")
     unused = modulation[0]
-    _residual_norm[(triton.cdiv(x.shape[1], ROWS), x.shape[0])](
+    B, tokens = x.shape[:2]
+    programs = max(1, min(tokens, _cores(x.device) * PROGRAMS_A_CORE // B))
+    _residual_norm[(programs, B)](
         *(x, unused if gate is None else gate, x if out is None else out, total),
         *(unused if shift is None else shift, unused if scale is None else scale, values, row_scale),
-        *(x.shape[1], stride),
+        *(tokens, stride),
         WIDTH=width,
         FIRST=first,
         SECOND=second,
-        ROWS=ROWS,
         EPS=LAYER_NORM_EPS,
         GATED=gate is not None,
         NORM=shift is not None,
         QUANTISE=quantise,
         LARGEST_FLOAT8=LARGEST,
         LEAST=LEAST_SCALE,
-        num_warps=warps_of(first),
+        num_warps=norm_warps(width),
     )
     return total, rows
 
@@ -242,18 +249,17 @@ def _quantise(x: Tensor) -> ScaledRows:
 def _launch_row(x: Tensor, *, gelu: bool) -> ScaledRows:
     x = x.contiguous()
     width = x.shape[-1]
-    first, second = parts_of(width)
+    columns = triton.next_power_of_2(width)
     rows = _empty_rows(x, True)
     assert isinstance(rows, ScaledRows)
     _row[(x.numel() // width,)](
         *(x, rows.values, rows.scale),
         WIDTH=width,
-        FIRST=first,
-        SECOND=second,
+        COLUMNS=columns,
         GELU=gelu,
         LARGEST_FLOAT8=LARGEST,
         LEAST=LEAST_SCALE,
-        num_warps=warps_of(first),
+        num_warps=warps_of(columns),
     )
     return rows
 
@@ -278,6 +284,12 @@ def _norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
     return out
 
 
+@cache
+def _cores(device: torch.device) -> int:
+    """Its multiprocessors; the interpreter's is one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 def _empty_rows(x: Tensor, quantise: bool) -> Rows:
     if not quantise:
         return torch.empty_like(x)
@@ -299,6 +311,11 @@ def parts_of(width: int) -> tuple[int, int]:
     return first, triton.next_power_of_2(max(1, width - first))
 
 
+def norm_warps(width: int) -> int:
+    """Of a program that norms rows of this width."""
+    return min(NORM_WARPS, max(1, width // ELEMENTS_A_NORM_WARP))
+
+
 def warps_of(columns: int) -> int:
     """Of a program that takes so many columns of a row."""
     return min(MOST_WARPS, max(1, columns // ELEMENTS_A_WARP))
@@ -307,7 +324,7 @@ def warps_of(columns: int) -> int:
 def group_of(heads: int, channels: int) -> tuple[int, int]:
     """How many heads of a token a program takes, a power of two, and its warps."""
     group = min(8, triton.next_power_of_2(heads))
-    return group, max(1, group * channels // ELEMENTS_A_WARP)
+    return group, max(1, group * channels // ELEMENTS_A_HEAD_WARP)
 
 
 TRITON = Kernels(
