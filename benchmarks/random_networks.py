@@ -84,6 +84,6 @@ class PeerCall(nn.Module):
         arguments["timestep"] = arguments["timestep"].to(torch.bfloat16)
         return self.network(**arguments)
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, function: Any = None) -> None:
         """As the network's."""
-        self.network.enable_gradient_checkpointing()
+        self.network.enable_gradient_checkpointing(function)

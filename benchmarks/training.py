@@ -4,7 +4,8 @@ Sections, each a line of JSON as it is done; the last line is one JSON object wi
   lora-BASE   adapters of rank 16 on a frozen base, by --base: images a second, peak memory
   lora-peer   the same loop over diffusers' network, its weights random too
   full-NAME   every weight, with AdamW and with the 8-bit one: images a second, peak memory
-each as it is and `-compiled` block by block (--ways). What fails is said in its line, and the others go on.
+each as it is, `-compiled` block by block, and adapters with passes replayed as CUDA `-graphs` (--ways). What fails is
+said in its line, and the others go on.
 Under torchrun (2 or 4 processes) only `full` is run, cut up by FSDP2; its images a second are those of all processes.
 Against the output of one process its lines also say their efficiency:
   python benchmarks/training.py --sections full > one.txt
@@ -33,16 +34,17 @@ from torch import distributed
 from kandinsky5.model.kernels import stretches_for
 from kandinsky5.records import Conditioning
 from kandinsky5.train.data.rows import Rows
-from kandinsky5.train.rectified_flow import losses
+from kandinsky5.train.rectified_flow import points_of
 from kandinsky5.train.replicas import Replicas, join_replicas, leave_replicas
 from kandinsky5.train.settings import ObjectiveSettings, OptimiserSettings, TuningSettings
 from kandinsky5.train.tuning.holders import ReplicatedWeights, ShardedWeights, Weights
 from kandinsky5.train.tuning.learning import learning_parameters, pack_base
+from kandinsky5.train.tuning.passes import Passes, recomputed
 from kandinsky5.train.tuning.sharding import make_mesh, shard
 from kandinsky5.train.tuning.stepper import Stepper
 
 SECTIONS = ("lora", "lora-peer", "full")
-WAYS = ("eager", "compiled")
+WAYS = ("eager", "compiled", "graphs")
 WARM = 3
 PATIENCE = timedelta(seconds=60)
 """How long a process that is through a section waits for the others before it takes them for lost."""
@@ -172,56 +174,54 @@ def planned(options: argparse.Namespace, device: torch.device, replicas: Replica
     found: Sections = []
     alone = replicas.count == 1
     for way in options.ways:
-        compiled = way == "compiled"
-        end = "-compiled" if compiled else ""
+        end = "" if way == "eager" else f"-{way}"
         if "lora" in options.sections and alone:
             found += [
-                (f"lora-{base}{end}", lambda b=base, c=compiled: tune_adapter(options, device, b, c))
+                (f"lora-{base}{end}", lambda b=base, w=way: tune_adapter(options, device, b, w))
                 for base in options.base
             ]
         if "lora-peer" in options.sections and alone:
-            found.append((f"lora-peer{end}", lambda c=compiled: tune_peer(options, device, c)))
-        if "full" in options.sections:
+            found.append((f"lora-peer{end}", lambda w=way: tune_peer(options, device, w)))
+        if "full" in options.sections and way != "graphs":
             found += [
-                (f"full-{name}{end}", lambda n=name, c=compiled: tune_all(options, device, replicas, n, c))
+                (f"full-{name}{end}", lambda n=name, w=way: tune_all(options, device, replicas, n, w))
                 for name in ("adamw", "adamw8bit")
             ]
     return found
 
 
-def tune_adapter(
-    options: argparse.Namespace, device: torch.device, base: str, compiled: bool
-) -> dict[str, Any]:
+def tune_adapter(options: argparse.Namespace, device: torch.device, base: str, way: str) -> dict[str, Any]:
     """Ours: LoRA on a base of these bits."""
     network = filled(build(OurNetwork, torch.bfloat16, tiny=options.tiny), device)
     pack_base(network, base, device)
     network.to(device)
     tuning = TuningSettings(rank=options.rank, alpha=float(options.rank))
     learning = learning_parameters(network, tuning, torch.bfloat16, seed=0)
-    if compiled:
+    if way == "compiled":
         network.compile_repeated_blocks()
     else:
         network.use_stretches(stretches_for(device))
-    return measure(network, ReplicatedWeights(learning, Replicas()), options, device, "adamw")
+    return measure(network, ReplicatedWeights(learning, Replicas()), options, device, "adamw", way)
 
 
-def tune_peer(options: argparse.Namespace, device: torch.device, compiled: bool) -> dict[str, Any]:
+def tune_peer(options: argparse.Namespace, device: torch.device, way: str) -> dict[str, Any]:
     """The same loop, data and optimiser over diffusers' network."""
     network = filled(build(PeerNetwork, torch.bfloat16, tiny=options.tiny), device)
     restore_tables(network, device)
     tuning = TuningSettings(rank=options.rank, alpha=float(options.rank))
     learning = learning_parameters(network, tuning, torch.bfloat16, seed=0)
-    if compiled:
+    if way == "compiled":
         network.compile_repeated_blocks()
-    return measure(PeerCall(network), ReplicatedWeights(learning, Replicas()), options, device, "adamw")
+    peer = PeerCall(network)
+    return measure(peer, ReplicatedWeights(learning, Replicas()), options, device, "adamw", way)
 
 
 def tune_all(
-    options: argparse.Namespace, device: torch.device, replicas: Replicas, optimiser: str, compiled: bool
+    options: argparse.Namespace, device: torch.device, replicas: Replicas, optimiser: str, way: str
 ) -> dict[str, Any]:
     """Ours: every weight, cut up over the processes; one process is a line of one."""
     network = build(OurNetwork, torch.float32, tiny=options.tiny)
-    if compiled:
+    if way == "compiled":
         network.compile_repeated_blocks()
     else:
         network.use_stretches(stretches_for(device))
@@ -230,7 +230,7 @@ def tune_all(
     weights = ShardedWeights(
         network, learning_parameters(network, TuningSettings(kind="full"), torch.bfloat16, 0)
     )
-    row = measure(network, weights, options, device, optimiser)
+    row = measure(network, weights, options, device, optimiser, way)
     row["images_per_second"] = round(row["images_per_second"] * replicas.count, 3)
     return row
 
@@ -255,24 +255,29 @@ def make_rows(options: argparse.Namespace, config: Any) -> Rows:
 
 
 def measure(
-    network: Any, weights: Weights, options: argparse.Namespace, device: torch.device, optimiser: str
+    network: Any,
+    weights: Weights,
+    options: argparse.Namespace,
+    device: torch.device,
+    optimiser: str,
+    way: str,
 ) -> dict[str, Any]:
     """Images a second of this process, and its peak memory, over whole steps."""
     network.train()
     if not options.no_checkpointing:
-        network.enable_gradient_checkpointing()
+        ours = isinstance(network, OurNetwork) or way == "graphs"
+        network.enable_gradient_checkpointing(recomputed if ours else None)
     steps = WARM + options.steps
     stepper = Stepper(weights, OptimiserSettings(name=optimiser, warmup=1), steps=steps, ema=0.0)
     rows, objective = make_rows(options, network.config), ObjectiveSettings()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    forward_backward = Passes(network, weights, share=1.0, replayed=way == "graphs")
     passes, updates, loss = 0.0, 0.0, torch.zeros(())
     for step in range(steps):
         wait(device)
         began = time.perf_counter()
-        loss = losses(network, rows, objective, device, torch.bfloat16)[0].mean()
-        loss.backward()
-        weights.take_gradients()
+        loss = forward_backward(points_of(rows, objective, device, torch.bfloat16)).mean()
         wait(device)
         between = time.perf_counter()
         stepper()
@@ -285,7 +290,7 @@ def measure(
         "seconds_per_step": round((passes + updates) / options.steps, 4),
         "forward_backward_seconds": round(passes / options.steps, 4),
         "optimiser_seconds": round(updates / options.steps, 4),
-        "last_loss": round(float(loss.detach()), 4),
+        "last_loss": round(float(loss), 4),
     }
     if device.type == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
@@ -299,10 +304,10 @@ def wait(device: torch.device) -> None:
 
 
 def times_of_peer(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Our images a second in bfloat16 over the peer's: both eager, both compiled, and the better of each."""
+    """Our images a second in bfloat16 over the peer's: both in the same way, and the better of each."""
     rates = {row["section"]: row.get("images_per_second", 0.0) for row in rows}
     ours, theirs = (
-        {"eager": rates.get(name, 0.0), "compiled": rates.get(f"{name}-compiled", 0.0)}
+        {way: rates.get(name if way == "eager" else f"{name}-{way}", 0.0) for way in WAYS}
         for name in ("lora-bf16", "lora-peer")
     )
     for found in (ours, theirs):

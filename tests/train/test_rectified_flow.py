@@ -11,7 +11,7 @@ from kandinsky5.demo.architecture import build_scheduler
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.records import Conditioning
 from kandinsky5.train.data.rows import Rows
-from kandinsky5.train.rectified_flow import losses
+from kandinsky5.train.rectified_flow import losses, points_of
 from kandinsky5.train.settings import ObjectiveSettings, TuningSettings
 from kandinsky5.train.tuning.learning import learning_parameters
 from tests.model import reference
@@ -84,7 +84,8 @@ def plain_loss(weights: dict[str, Tensor], config: dict, rows: Rows, shift: floa
 def test_every_gradient_is_that_of_the_plain_formulas(variant: str, edits: bool) -> None:
     config, rows, settings = config_of(variant), make_rows(2, edits=edits), ObjectiveSettings(shift=2.5)
     network = drawn(Kandinsky5Transformer3DModel(**config)).double()
-    loss, t = losses(network, rows, settings, CPU, torch.float64)
+    points = points_of(rows, settings, CPU, torch.float64)
+    loss, t = losses(network, points), points.t
     loss.mean().backward()
     assert ((t > 0) & (t < 1)).all()
     weights = {name: value.detach().requires_grad_() for name, value in network.state_dict().items()}
@@ -108,7 +109,7 @@ def test_gradients_of_an_adapter() -> None:
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.2
     network.train()
     network.enable_gradient_checkpointing()
-    losses(network, rows, ObjectiveSettings(), CPU, torch.float64)[0].mean().backward()
+    losses(network, points_of(rows, ObjectiveSettings(), CPU, torch.float64)).mean().backward()
     factors = {name: p.detach().clone().requires_grad_() for name, p in learning.items()}
     for name, a in factors.items():
         if ".lora_A." in name:
@@ -146,7 +147,7 @@ def test_the_optimum_of_the_loss_is_integrated_to_the_data_by_our_sampler() -> N
         seeds=tuple(range(32)),
     )
     network = Optimum(one.mean[0])
-    loss, _ = losses(network, rows, ObjectiveSettings(), CPU, torch.float32)
+    loss = losses(network, points_of(rows, ObjectiveSettings(), CPU, torch.float32))
     assert float(loss.max()) < 1e-6
     start = torch.randn(3, 1, 4, 4, 16, generator=torch.Generator().manual_seed(5))
     run = denoise.Run(latents=start, positive=one.conditioning.repeat(3), negative=None, guidance=1.0)
@@ -160,7 +161,8 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     """Nor on how many rows share a forward pass, or which process has it."""
     network = drawn(Kandinsky5Transformer3DModel(**config_of("t2i")))
     rows = make_rows(3)
-    whole, t = losses(network, rows, ObjectiveSettings(), CPU, torch.float32)
+    points = points_of(rows, ObjectiveSettings(), CPU, torch.float32)
+    whole = losses(network, points)
     last = Rows(
         mean=rows.mean[2:],
         deviation=rows.deviation[2:],
@@ -169,6 +171,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         conditioning=rows.conditioning.rows(2, 3),
         seeds=rows.seeds[2:],
     )
-    alone, time = losses(network, last, ObjectiveSettings(), CPU, torch.float32)
-    assert torch.equal(time, t[2:])
+    one = points_of(last, ObjectiveSettings(), CPU, torch.float32)
+    alone = losses(network, one)
+    assert torch.equal(one.t, points.t[2:])
     torch.testing.assert_close(alone, whole[2:], rtol=1e-5, atol=1e-6)

@@ -19,7 +19,7 @@ PLAIN_CALLS: Final = 2
 not, and a shape that does not come again costs nothing."""
 
 KEPT: Final = 4
-"""Shapes that are replayed without a new capture; the one that was not asked for the longest goes first."""
+"""Shapes of a network's evaluations that are replayed without a new capture."""
 
 REMEMBERED: Final = 64
 """Shapes that are counted at a time; prompts come in any length."""
@@ -61,11 +61,19 @@ class Replays:
 
     Args:
         insisted: capture whatever memory is left; otherwise only while there is `PLENTY`.
+        kept: shapes that are replayed without a new capture; the one that was not asked for the longest goes first.
         capture: (function, inputs, pool) -> the captured call.
     """
 
-    def __init__(self, *, insisted: bool, capture: Callable[..., Callable[..., Tensor]] = CapturedCall):
+    def __init__(
+        self,
+        *,
+        insisted: bool,
+        kept: int = KEPT,
+        capture: Callable[..., Callable[..., Tensor]] = CapturedCall,
+    ):
         self._insisted = insisted
+        self._kept = kept
         self._capture = capture
         self._calls: dict[Hashable, Callable[..., Tensor]] = {}
         self._seen: Counter[Hashable] = Counter()
@@ -104,7 +112,7 @@ class Replays:
         self._seen[key] += 1
         if self._seen[key] <= PLAIN_CALLS or not (self._insisted or _plenty(inputs)):
             return function
-        if len(self._calls) == KEPT:
+        if len(self._calls) == self._kept:
             del self._calls[next(iter(self._calls))]
         if not self._calls:
             self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None

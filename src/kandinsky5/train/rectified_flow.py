@@ -1,34 +1,58 @@
-"""The gradient of one micro-batch: times and noise of each row, the network's velocity, the loss.
+"""What one micro-batch is asked: times and noise of each row, the network's velocity there, the loss.
 
-In: rows from the cache, a network, settings of the objective. Out: losses with their times, having left gradients in
-the network's parameters. A row's chance depends on its seed alone: not on its neighbours, nor on how many processes
-train. It refuses to know optimisers and files.
+In: rows from the cache, a network, settings of the objective. Out: points on the rows' paths, and losses. A row's
+chance depends on its seed alone: not on its neighbours, nor on how many processes train. It refuses to know optimisers
+and files.
 """
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kandinsky5 import flow
-from kandinsky5.records import Conditioning
 from kandinsky5.train.data.rows import Rows
 from kandinsky5.train.objective import draw_times, flow_loss
 from kandinsky5.train.settings import TIME_DENSITIES, ObjectiveSettings
 
 
-def losses(
-    network: Any, rows: Rows, settings: ObjectiveSettings, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Loss and time of each row, (B,) float32.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Points:
+    """B rows of one size with their chance: where on its path each is looked at, and what leads there.
+
+    clean, noise: (B, 1, h, w, C) float32, the ends of the path; t: (B,) float32, the time. source: (B, 1, h, w, C) of
+    the pictures to be edited, or None. text: (B, L, E), mask: (B, L) bool or None, pooled: (B, P), in the dtype of the
+    network's blocks.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    t: Tensor
+    source: Tensor | None
+    text: Tensor
+    mask: Tensor | None
+    pooled: Tensor
+
+
+def points_of(
+    rows: Rows,
+    settings: ObjectiveSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    text_multiple: int = 1,
+) -> Points:
+    """The rows on the device, at times and with noise of their own.
 
     Args:
-        network: a `Kandinsky5Transformer3DModel`.
         rows: of one size.
         settings: of the objective.
         device: where the network is.
         dtype: that its blocks run in.
+        text_multiple: of tokens, up to which texts are padded, so that few lengths occur.
     """
     drawn = [
         _chance(seed, rows.mean.shape[1:], rows.source_mean is not None, settings, device)
@@ -36,44 +60,48 @@ def losses(
     ]
     t = torch.cat([one[0] for one in drawn])
     noise, sample, of_source = (torch.stack([one[i] for one in drawn]) for i in (1, 2, 3))
-    clean = _sample(rows.mean, rows.deviation, sample)
     source = None
     if rows.source_mean is not None and rows.source_deviation is not None:
         source = _sample(rows.source_mean, rows.source_deviation, of_source)
-    predict = velocity_of(network, rows.conditioning.to(device, dtype), source)
-    return flow_loss(predict, clean, noise, t), t
+    length = rows.conditioning.text.shape[1]
+    texts = rows.conditioning.pad(math.ceil(length / text_multiple) * text_multiple)
+    mask = texts.padding_mask  # here on the CPU, where looking at it waits for nothing
+    texts = texts.to(device, dtype)
+    return Points(
+        clean=_sample(rows.mean, rows.deviation, sample),
+        noise=noise,
+        t=t,
+        source=source,
+        text=texts.text,
+        mask=None if mask is None else texts.mask,
+        pooled=texts.pooled,
+    )
 
 
-def velocity_of(
-    network: Any, conditioning: Conditioning, source: Tensor | None
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network as a function of points (B, 1, h, w, C) and times (B,). Without a source it sees zeros, if any.
+def losses(network: Any, points: Points) -> Tensor:
+    """Loss of each row, (B,) float32, with its graph."""
+    return flow_loss(partial(_velocity, network, points), points.clean, points.noise, points.t)
 
-    Args:
-        network: a `Kandinsky5Transformer3DModel`.
-        conditioning: B rows, where the network is.
-        source: (B, 1, h, w, C) latents of the pictures to be edited, or None.
-    """
 
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        height, width = x.shape[2:4]
-        _, rows, columns = network.config.patch_size
-        shown = x
-        if network.config.visual_cond:
-            mask = x.new_full((*x.shape[:-1], 1), float(source is not None))
-            shown = torch.cat([x, torch.zeros_like(x) if source is None else source, mask], dim=-1)
-        return network(
-            hidden_states=shown,
-            encoder_hidden_states=conditioning.text,
-            timestep=flow.MODEL_TIME_SCALE * t,
-            pooled_projections=conditioning.pooled,
-            visual_rope_pos=[torch.arange(n, device=x.device) for n in (1, height // rows, width // columns)],
-            text_rope_pos=torch.arange(conditioning.text.shape[1], device=x.device),
-            encoder_attention_mask=conditioning.padding_mask,
-            return_dict=False,
-        )[0]
-
-    return predict
+def _velocity(network: Any, points: Points, x: Tensor, t: Tensor) -> Tensor:
+    """The network at x (B, 1, h, w, C) and times (B,). Without a source it sees zeros, if any."""
+    height, width = x.shape[2:4]
+    _, rows, columns = network.config.patch_size
+    shown = x
+    if network.config.visual_cond:
+        mask = x.new_full((*x.shape[:-1], 1), float(points.source is not None))
+        shown = torch.cat([x, torch.zeros_like(x) if points.source is None else points.source, mask], dim=-1)
+    velocity: Tensor = network(
+        hidden_states=shown,
+        encoder_hidden_states=points.text,
+        timestep=flow.MODEL_TIME_SCALE * t,
+        pooled_projections=points.pooled,
+        visual_rope_pos=[torch.arange(n, device=x.device) for n in (1, height // rows, width // columns)],
+        text_rope_pos=torch.arange(points.text.shape[1], device=x.device),
+        encoder_attention_mask=points.mask,
+        return_dict=False,
+    )[0]
+    return velocity
 
 
 def _chance(

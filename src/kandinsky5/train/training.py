@@ -30,7 +30,7 @@ from kandinsky5.train.preparing import (
     prepare_data,
     prepare_network,
 )
-from kandinsky5.train.rectified_flow import losses
+from kandinsky5.train.rectified_flow import losses, points_of
 from kandinsky5.train.replicas import Replicas, join_replicas, leave_replicas
 from kandinsky5.train.results import save_adapter, save_model, write_card
 from kandinsky5.train.settings import TrainingSettings
@@ -191,10 +191,11 @@ class Training:
         binned = torch.zeros(2, TIME_BINS, device=model.device)
         tokens = torch.tensor(float(sum(self._tokens(rows) for rows in batches)), device=model.device)
         for rows in batches:
-            loss, t = losses(model.network, rows, settings.objective, model.device, model.dtype)
+            points = points_of(rows, settings.objective, model.device, model.dtype)
+            loss = losses(model.network, points)
             (loss.mean() / len(batches)).backward()
             weights.take_gradients()
-            binned += by_time(loss.detach(), t)
+            binned += by_time(loss.detach(), points.t)
         self._replicas.add_up([binned, tokens])
         numbers = {"loss": binned[0].sum() / binned[1].sum(), "loss_by_time": binned, "tokens": tokens}
         numbers["rate"] = torch.tensor(self.stepper.rate)

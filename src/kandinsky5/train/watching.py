@@ -14,7 +14,7 @@ from PIL import Image
 from kandinsky5.train.data.order import Pick
 from kandinsky5.train.data.rows import RowReader, conditioning_of
 from kandinsky5.train.preparing import Data, Model
-from kandinsky5.train.rectified_flow import losses
+from kandinsky5.train.rectified_flow import losses, points_of
 from kandinsky5.train.replicas import Replicas
 from kandinsky5.train.settings import ObjectiveSettings, WatchSettings
 
@@ -59,7 +59,8 @@ def validation_loss(model: Model, data: Data, objective: ObjectiveSettings, repl
     for first in range(0, count, replicas.count):
         number = first + replicas.rank
         rows = reader.read((Pick(row=number % count, text=0),), number)
-        loss = losses(model.network, rows, objective, model.device, model.dtype)[0].double().mean()
+        points = points_of(rows, objective, model.device, model.dtype)
+        loss = losses(model.network, points).double().mean()
         total += loss if number < count else 0
     model.network.train()
     replicas.add_up([total])
