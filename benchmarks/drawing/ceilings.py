@@ -97,28 +97,32 @@ def pieces(bench: Bench) -> Iterator[Row]:
                 row |= {f"{kernels.name}_tb_a_second": moved / seconds / 1e12}
             yield row
     if kernels_for(device, float8=True).name == "triton":
-        yield from _warps(hidden, x, shift, scale, gate, out, bench)
+        yield from _shapes_of_programs(hidden, x, shift, scale, gate, out, bench)
 
 
-def _warps(
+def _shapes_of_programs(
     hidden: Tensor, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, out: Tensor, bench: Bench
 ) -> Iterator[Row]:
-    """The two heaviest kernels by the most warps that a program may have: `MOST_WARPS` is to be the fastest."""
+    """The two heaviest kernels by warps and by tokens a program: what is chosen is to be the fastest."""
     from kandinsky5.model import triton_kernels
 
-    chosen = triton_kernels.MOST_WARPS
+    kernels, chosen = triton_kernels.TRITON, triton_kernels.MOST_WARPS
     for warps in (2, 4, 8, 16):
         triton_kernels.MOST_WARPS = warps
-        kernels = triton_kernels.TRITON
-        norm = partial(kernels.add_gated_norm_modulate, x, gate, out, shift, scale)
+        milliseconds = 1000 * often(partial(kernels.gelu, hidden, True), bench)
+        yield {"warps": warps, "chosen": warps == chosen, "gelu_float8_ms": milliseconds}
+    triton_kernels.MOST_WARPS = chosen
+    norm = partial(kernels.add_gated_norm_modulate, x, gate, out, shift, scale)
+    these = triton_kernels.TOKENS
+    for tokens in (1, 2, 4, 8):
+        triton_kernels.TOKENS = tokens
         yield {
-            "warps": warps,
-            "chosen": warps == chosen,
-            "gelu_float8_ms": 1000 * often(partial(kernels.gelu, hidden, True), bench),
+            "tokens_a_program": tokens,
+            "chosen": tokens == these,
             "norm_ms": 1000 * often(partial(norm, False), bench),
             "norm_float8_ms": 1000 * often(partial(norm, True), bench),
         }
-    triton_kernels.MOST_WARPS = chosen
+    triton_kernels.TOKENS = these
 
 
 def _linear(weight: Tensor) -> torch.nn.Linear:

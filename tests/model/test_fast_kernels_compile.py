@@ -32,7 +32,14 @@ def cases(out):
     }
     norm |= {"scale_ptr": "*fp32", "rows_ptr": out, "row_scale_ptr": "*fp32", "tokens": "i32"}
     norm |= {"modulation_stride": "i32"}
-    sizes = {"WIDTH": WIDTH, "FIRST": 2048, "SECOND": 512, "EPS": 1e-5, **FLOAT8}
+    sizes = {
+        "WIDTH": WIDTH,
+        "FIRST": 2048,
+        "SECOND": 512,
+        "TOKENS": triton_kernels.TOKENS,
+        "EPS": 1e-5,
+        **FLOAT8,
+    }
     row = {"x_ptr": "*bf16", "rows_ptr": out, "row_scale_ptr": "*fp32"}
     heads = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "rotation_ptr": "*fp32", "out_ptr": "*bf16"}
     heads |= {"tokens": "i32", "row_stride": "i32"}
@@ -40,7 +47,7 @@ def cases(out):
     quantise = out != "*bf16"
     for gated, normed in ((True, True), (False, True), (True, False)):
         flags = {"GATED": gated, "NORM": normed, "QUANTISE": quantise}
-        yield triton_kernels._residual_norm, norm, sizes | flags, triton_kernels.norm_warps(WIDTH)
+        yield triton_kernels._residual_norm, norm, sizes | flags, triton_kernels.warps_of(2048)
     if quantise:
         for gelu, width, columns in ((True, FF_WIDTH, 16384), (False, WIDTH, 4096)):
             constants = {"WIDTH": width, "COLUMNS": columns, "GELU": gelu, **FLOAT8}
