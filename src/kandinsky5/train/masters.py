@@ -25,13 +25,9 @@ class Masters:
         device = next(iter(parameters.values())).device
         self._groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "vectors": {}}
         for name, p in parameters.items():
-            group = (
-                f"hidden_{p.shape[0]}x{p.shape[1]}"
-                if name in hidden
-                else "matrices"
-                if p.ndim >= 2
-                else "vectors"
-            )
+            group = "matrices" if p.ndim >= 2 else "vectors"
+            if name in hidden:
+                group = f"hidden_{p.shape[0]}x{p.shape[1]}"
             self._groups.setdefault(group, {})[name] = p
         self.hidden = tuple(self._groups)[2:]
         self.flat: dict[str, nn.Parameter] = {}
