@@ -21,7 +21,7 @@ from kandinsky5.demo.autoencoder_quality import (
     save_reconstructions,
 )
 from kandinsky5.demo.autoencoder_training import (
-    AutoencoderGradients,
+    AutoencoderLesson,
     AutoencoderRecipe,
     balanced_weights,
     begin_transparent,
@@ -34,7 +34,8 @@ from kandinsky5.demo.renderer import pack, render
 from kandinsky5.demo.running import Running
 from kandinsky5.demo.world import draw_scene
 from kandinsky5.errors import CheckpointError
-from kandinsky5.train.update import Update, UpdateSettings
+from kandinsky5.train.settings import OptimiserSettings
+from kandinsky5.train.tuning.stepper import Stepper
 
 SMALL = Architecture(image_size=64, autoencoder_widths=(8, 8, 16, 16))
 
@@ -183,17 +184,20 @@ def test_a_transparent_start_blurs_and_does_not_shift() -> None:
 
 def test_a_few_steps_learn() -> None:
     torch.manual_seed(0)
-    settings = UpdateSettings(steps=60, peak=2e-3, warmup=5, decay_share=0.5)
-    recipe = AutoencoderRecipe(architecture=SMALL, update=settings, batch=4)
+    optimiser = OptimiserSettings(rate=2e-3, weight_decay=0.01, warmup=5, decay_share=0.5)
+    recipe = AutoencoderRecipe(architecture=SMALL, optimiser=optimiser)
     vae = build_autoencoder(SMALL)
     begin_transparent(vae)
-    update = Update(dict(vae.named_parameters()), recipe.update)
     running = Running(device=torch.device("cpu"), dtype=torch.float32, workers=0)
-    gradients = AutoencoderGradients(vae, update, recipe, running)
+    lesson = AutoencoderLesson(vae, recipe, running)
+    stepper = Stepper(lesson.weights, optimiser, steps=60, ema=0.999)
     packed, losses = packed_scenes(4), []
     for step in range(40):
-        losses.append(float(gradients(packed, step)["pixels"].detach()))
-        update()
+        loss, parts = lesson.loss(packed, step)
+        loss.backward()
+        lesson.weights.take_gradients()
+        losses.append(float(parts["pixels"].detach()))
+        stepper()
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 

@@ -4,11 +4,12 @@ import random
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from kandinsky5.demo.architecture import Architecture
 from kandinsky5.demo.caption_questions import ANSWERS, KIND_OPTIONS, QUESTIONS, UNASKED, ask, question_rows
 from kandinsky5.demo.caption_reading import (
-    STATE,
+    ENCODERS,
     CaptionQuestions,
     ReadingRecipe,
     answer_losses,
@@ -23,8 +24,10 @@ from kandinsky5.demo.running import Running
 from kandinsky5.demo.text_states import TextReader
 from kandinsky5.demo.tokenizers import load_tokenizers
 from kandinsky5.demo.world import draw_scene
-from kandinsky5.train.state_file import load_state
-from kandinsky5.train.update import Update, UpdateSettings
+from kandinsky5.train.replicas import ALONE
+from kandinsky5.train.settings import OptimiserSettings, RunSettings
+from kandinsky5.train.tuning.holders import ReplicatedWeights
+from tests.train.small_lesson import newest
 
 CPU = torch.device("cpu")
 TOY = Architecture(text_dim=64, text_ff_dim=128, text_layers=2, text_heads=2, pooled_dim=48, vision_dim=32)
@@ -104,11 +107,15 @@ def test_right_answers_count_only_what_is_said() -> None:
 
 def test_the_encoders_learn_to_read(trained: Path, tmp_path: Path) -> None:
     """Also in two commands, and with answers that depend on the caption and not on the question alone."""
-    qwen, clip = load_tokenizers(trained / "tokenizers")
-    recipe = ReadingRecipe(architecture=TOY, update=UpdateSettings(steps=100, peak=8e-3, warmup=5), batch=16)
+    qwen, clip = load_tokenizers(trained / "parts")
+    recipe = ReadingRecipe(
+        architecture=TOY,
+        optimiser=OptimiserSettings(rate=8e-3, weight_decay=0.01, warmup=5, decay_share=0.25),
+        run=RunSettings(steps=100, batch=16, micro_batch=16, seed=5, ema=0.999),
+    )
     running = Running(device=CPU, dtype=torch.float32, workers=0)
     assert train_reading(recipe, running, tmp_path, qwen, clip)
-    tensors, _ = load_state(tmp_path / STATE)
+    tensors, _ = newest(tmp_path / "reading")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     tokens = PromptTokens(qwen, clip)
     batch = CaptionQuestions(tokens, seed=99, batch=64)[0]
@@ -122,10 +129,13 @@ def test_the_encoders_learn_to_read(trained: Path, tmp_path: Path) -> None:
         return float(sum(answer_losses(of_text, batch["answers"]).values()))
 
     untrained = loss(0)
-    update = Update(readers.parameters(), recipe.update)
-    update.restore(*load_state(tmp_path / STATE))
+    weights = ReplicatedWeights(readers.parameters(), ALONE)
+    averages = weights.named({name: tensors[f"average.{name}"] for name in weights.masters})
     with torch.no_grad():
-        for name, average in update.average().items():
+        for name, average in averages.items():
             readers.parameters()[name].copy_(average)
+    encoders = load_file(tmp_path / ENCODERS)
+    assert encoders.keys() == {name for name in averages if not name.startswith("answerer.")}
+    assert all(torch.equal(value, averages[name]) for name, value in encoders.items())
     assert loss(0) < 0.8 * untrained
     assert loss(0) < loss(1) - 0.1

@@ -1,5 +1,7 @@
 """What training shows the network is what the pipelines show it; gradients reach all that learns; widths may grow."""
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,37 +10,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from kandinsky5.demo.architecture import Architecture
+from kandinsky5.cli.app import ExitCode
+from kandinsky5.cli.app import run as command_line
+from kandinsky5.demo.architecture import ARCHITECTURES, TOY
 from kandinsky5.demo.edit_batches import text_positions
 from kandinsky5.demo.examination import true_picture
 from kandinsky5.demo.joint_batches import JointBatch, JointBatches
-from kandinsky5.demo.network_training import (
-    NetworkGradients,
-    NetworkRecipe,
-    TrainedModules,
-    build_modules,
-    task_tokens,
-    train_network,
-)
+from kandinsky5.demo.network_loss import NetworkLoss, scenes_of, task_tokens
+from kandinsky5.demo.network_training import RECIPE, NetworkLesson
 from kandinsky5.demo.place_probe import PlaceProbe
 from kandinsky5.demo.renderer import pack
 from kandinsky5.demo.running import Running
 from kandinsky5.demo.text_states import TextReader
 from kandinsky5.demo.thing_map import ThingMap
 from kandinsky5.demo.tokenizers import load_tokenizers
+from kandinsky5.demo.trained_modules import TrainedModules, build_modules
 from kandinsky5.demo.warm_start import take_weights
 from kandinsky5.demo.withheld import withheld_edits
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.loading import load_pipeline
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.train.state_file import load_state
-from kandinsky5.train.update import Update
+from kandinsky5.train import settings as values
+from kandinsky5.train.ema import warmed_decay
+from kandinsky5.train.replicas import ALONE
+from kandinsky5.train.schedule import learning_rate
+from kandinsky5.train.settings_file import read_settings
+from kandinsky5.train.training import train
+from tests.train.small_lesson import Told, newest
 
-from .conftest import toy_recipe
+from .conftest import toy_settings
 
 CPU = torch.device("cpu")
 FLOAT32 = Running(device=CPU, dtype=torch.float32, workers=0)
@@ -56,21 +59,21 @@ class Trial:
         self.drawing = Kandinsky5T2IPipeline.from_pipe(pipeline)
         for one in (self.editing, self.drawing):
             one.set_progress_bar_config(disable=True)
-        recipe = replace(toy_recipe(trained), batch=4, draws=1)
-        qwen, clip = load_tokenizers(trained / "tokenizers")
-        tokens = task_tokens(recipe, qwen, clip)
+        settings = toy_settings(trained, "run.batch=4", "run.micro_batch=4", "data.sources.draws=1")
+        tokens = task_tokens(TOY, *load_tokenizers(trained / "parts"))
         torch.manual_seed(0)
-        modules = TrainedModules(
+        self.modules = TrainedModules(
             network=pipeline.transformer,
             text_encoder=pipeline.text_encoder,
             pooled_encoder=pipeline.text_encoder_2,
-            place_probe=PlaceProbe(recipe.architecture.model_dim),
-            thing_map=ThingMap(recipe.architecture.model_dim),
+            place_probe=PlaceProbe(TOY.model_dim),
+            thing_map=ThingMap(TOY.model_dim),
         )
-        self.update = Update(modules.parameters(), recipe.update)
-        self.train = NetworkGradients(modules, pipeline.vae, tokens, self.update, recipe, FLOAT32)
+        for parameter in self.modules.parameters().values():
+            parameter.requires_grad_(True)
+        self.train = NetworkLoss(self.modules, pipeline.vae, tokens, settings, FLOAT32)
         self.edits = [question.edit for question in withheld_edits(2)]
-        batches = JointBatches(tokens, recipe.scenes, seed=1, unconditional=0.0)
+        batches = JointBatches(tokens, scenes_of(settings), seed=1, unconditional=0.0)
         self.batch = batches[0]
         drawn, edited = (
             tokens[task].rows(texts)
@@ -185,12 +188,13 @@ def test_what_guidance_compares_an_edit_with_keeps_the_picture(trial: Trial) -> 
 
 
 def test_gradients_reach_everything_and_losses_are_told_by_task(trial: Trial) -> None:
-    trial.update.masters.forget_gradients()
-    numbers = trial.train(trial.batch, 0)
-    gradients = trial.update.masters.named(trial.update.masters.gradients)
+    parameters = trial.modules.parameters()
+    loss, numbers = trial.train(trial.batch, 0)
+    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
     still = [name for name, gradient in gradients.items() if not gradient.any()]
     assert still == []
     assert sum(name.startswith("text_encoder.model.visual.") for name in gradients) > 20
+    assert loss > numbers["loss"] + 0.1 * numbers["place"], "and the map's"
     torch.testing.assert_close(numbers["loss"], (numbers["drawing"] + numbers["editing"]) / 2)
     for task in ("drawing", "editing"):
         sums, counts = numbers[f"{task}_by_time"]
@@ -199,35 +203,82 @@ def test_gradients_reach_everything_and_losses_are_told_by_task(trial: Trial) ->
 
 
 def test_muon_is_for_attention_and_feed_forward(trained: Path) -> None:
-    modules = build_modules(toy_recipe(trained), *load_tokenizers(trained / "tokenizers"))
+    modules = build_modules(TOY, 5, *load_tokenizers(trained / "parts"))
     hidden, parameters = modules.hidden(), modules.parameters()
     assert {parameters[name].ndim for name in hidden} == {2}
     assert {name.split(".")[-3] for name in hidden} == {
         *("self_attention", "cross_attention", "feed_forward"),  # the network's
         *("self_attn", "attn", "mlp"),  # the language models' and the tower's
     }
+    assert modules.weights("adamw").hidden == ()
+    assert all(modules.weights("muon").masters[name].ndim == 3 for name in modules.weights("muon").hidden)
 
 
-def test_micro_batches_change_only_memory(trained: Path) -> None:
-    recipe = replace(toy_recipe(trained), batch=8, draws=2)
-    qwen, clip = load_tokenizers(trained / "tokenizers")
-    vae = AutoencoderKL.from_pretrained(trained / "autoencoder/vae")
-    counts = []
-    for parts in (1, 2):
-        split = replace(recipe, micro_batches=parts)
-        modules = build_modules(split, qwen, clip)
-        tokens = task_tokens(split, qwen, clip)
-        update = Update(modules.parameters(), split.update)
-        batch = JointBatches(tokens, split.scenes, seed=1, unconditional=0.1)[0]
-        numbers = NetworkGradients(modules, vae, tokens, update, split, FLOAT32)(batch, 0)
-        counts.append([int(numbers[f"{task}_by_time"][1].sum()) for task in ("drawing", "editing")])
-        assert numbers["loss"] == pytest.approx(float(numbers["drawing"] + numbers["editing"]) / 2, rel=1e-5)
-    assert counts == [[4, 4], [4, 4]]
+def test_the_recipe_is_a_plain_loop(trained: Path) -> None:
+    """Its four steps as torch would write them: the losses, gradient norms and averages of the fixture's run."""
+    settings = toy_settings(trained, "watch.log_every=1")
+    lesson = NetworkLesson(settings, trained, ALONE, print)
+    learners = lesson.modules.parameters()
+    average = {name: p.detach().clone() for name, p in learners.items()}
+    groups = [
+        {"params": [p for p in learners.values() if p.ndim >= 2], "weight_decay": 0.01},
+        {"params": [p for p in learners.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    for step, batch in enumerate(lesson.batches(range(4))):
+        loss, _ = lesson.loss(batch, step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learners.values(), 1.0)
+        for group in adam.param_groups:
+            group["lr"] = learning_rate(step, steps=4, peak=8e-4, warmup=2, decay_share=0.25)
+        adam.step()
+        adam.zero_grad()
+        for name, p in learners.items():
+            average[name].lerp_(p.detach(), 1 - warmed_decay(0.999, step + 1))
+    tensors, _ = newest(trained / "network")
+    found = lesson.weights.named({name: tensors[f"average.{name}"] for name in lesson.weights.masters})
+    start = build_modules(TOY, 5, *load_tokenizers(trained / "parts")).parameters()
+    for name, value in average.items():
+        apart, moved = (found[name] - value).norm(), (value - start[name]).norm()
+        # A key's bias has no gradient but what rounding leaves, and AdamW steps by its sign.
+        assert apart < 0.01 * moved or "k_proj.bias" in name, name
+
+
+def test_the_shipped_recipe_is_settings_as_any_are(trained: Path, tmp_path: Path) -> None:
+    """A copy of the file, made small, by `kandinsky5 train`: a folder that edits; also with a batch in two parts."""
+    assert read_settings(RECIPE).data.drawn == values.DrawnSettings(
+        compiled=("text", "autoencoder", "renderer")
+    )
+    assert set(values.ARCHITECTURES) == set(ARCHITECTURES)
+    shutil.copy(RECIPE, tmp_path / "recipe.toml")
+    small = [
+        "data.sources.architecture=toy",
+        f"model.name={trained / 'parts'}",
+        "model.device=cpu",
+        "model.base=fp32",
+    ]
+    small += [
+        "run.batch=8",
+        "run.steps=2",
+        "data.sources.draws=2",
+        "watch.log_every=1",
+        "run.compile=false",
+        "data.sources.compiled=[]",
+    ]
+    for name, rows in (("one", 8), ("two", 4)):
+        changes = [*small, f"output={name}", f"run.micro_batch={rows}"]
+        options = [part for change in changes for part in ("--set", change)]
+        assert command_line(["train", str(tmp_path / "recipe.toml"), "-q", *options]) == ExitCode.OK
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2]
+        for line in lines:
+            assert line["loss"] == pytest.approx((line["drawing"] + line["editing"]) / 2, rel=1e-5)
+    pipeline = load_pipeline(str(tmp_path / "two/model"), task="editing", device="cpu")
+    assert isinstance(pipeline, Kandinsky5I2IPipeline)
 
 
 def test_a_batch_holds_both_tasks_own_batches(trained: Path) -> None:
-    recipe = toy_recipe(trained)
-    tokens = task_tokens(recipe, *load_tokenizers(trained / "tokenizers"))
+    tokens = task_tokens(TOY, *load_tokenizers(trained / "parts"))
     batches = JointBatches(tokens, {"text-to-image": 3, "editing": 5}, seed=2, unconditional=0.1)
     first, again, other = batches[4], batches[4], batches[5]
     assert {task: len(rows["ids"]) for task, rows in first.items()} == {"text-to-image": 3, "editing": 5}
@@ -240,36 +291,33 @@ def test_a_batch_holds_both_tasks_own_batches(trained: Path) -> None:
     assert torch.equal(alone["text-to-image"]["ids"], first["text-to-image"]["ids"])
 
 
-def test_a_batch_divides_into_scenes_and_tasks() -> None:
-    recipe = NetworkRecipe()
-    assert recipe.scenes == {"text-to-image": 64, "editing": 64}
-    assert replace(recipe, edited=0.8).scenes == {"text-to-image": 26, "editing": 102}
-    drawing_only = replace(recipe, architecture=Architecture(editing=False))
-    assert drawing_only.scenes == {"text-to-image": 128, "editing": 0}
-    for wrong in ({"batch": 510}, {"micro_batches": 3}, {"edited": 0.0}, {"batch": 4}):
-        with pytest.raises(RequestError, match=f"A batch of {wrong.get('batch', 512)}"):
-            _ = replace(recipe, **wrong).scenes
+def test_a_batch_divides_into_scenes_and_tasks(trained: Path) -> None:
+    def scenes(*changes: str) -> dict[str, int]:
+        return dict(scenes_of(read_settings(RECIPE, changes)))
+
+    assert scenes() == {"text-to-image": 64, "editing": 64}
+    assert scenes("objective.editing_share=0.8") == {"text-to-image": 26, "editing": 102}
+    assert scenes("model.task=text-to-image") == {"text-to-image": 128, "editing": 0}
+    for wrong in ("run.micro_batch=2", "objective.editing_share=0.0", "run.micro_batch=4"):
+        with pytest.raises(RequestError, match=r"run\.micro_batch = (2|4|512) "):
+            scenes(wrong)
+    with pytest.raises(RequestError, match="is no folder"):
+        NetworkLesson(toy_settings(trained, "model.name=t2i-lite-pretrain"), trained, ALONE, print)
 
 
 def test_a_network_that_only_draws_trains_without_tower(trained: Path, tmp_path: Path) -> None:
-    recipe = toy_recipe(trained)
-    recipe = replace(
-        recipe,
-        architecture=replace(recipe.architecture, editing=False),
-        update=replace(recipe.update, steps=1, warmup=1),
-    )
-    vae = AutoencoderKL.from_pretrained(trained / "autoencoder/vae")
-    qwen, clip = load_tokenizers(trained / "tokenizers")
-    assert not [name for name in build_modules(recipe, qwen, clip).parameters() if "visual." in name]
-    assert train_network(recipe, FLOAT32, tmp_path, vae, qwen, clip)
-    assert load_state(tmp_path / "network/state.safetensors")[1]["step"] == 1
+    changes = [f"output={json.dumps(str(tmp_path))}", "model.task=text-to-image", "run.steps=1"]
+    settings = toy_settings(trained, *changes)
+    lesson = NetworkLesson(settings, tmp_path, ALONE, print)
+    assert not [name for name in lesson.modules.parameters() if "visual." in name]
+    train(settings, tmp_path, Told(), NetworkLesson)
+    assert newest(tmp_path)[1]["step"] == 1
 
 
 def test_a_caption_is_read_the_same_beside_edits(trial: Trial, trained: Path) -> None:
     """The padding to the longer template of the other task reaches nothing."""
     batch: JointBatch = trial.batch
-    recipe = toy_recipe(trained)
-    tokens = task_tokens(recipe, *load_tokenizers(trained / "tokenizers"))
+    tokens = task_tokens(TOY, *load_tokenizers(trained / "parts"))
     assert tokens["text-to-image"].crop != tokens["editing"].crop
     reader = TextReader(trial.editing.text_encoder, trial.editing.text_encoder_2, tokens)
     with torch.no_grad():
@@ -291,20 +339,18 @@ def saved(modules: TrainedModules, folder: Path) -> Path:
 
 
 def test_a_network_that_learns_to_edit_still_draws_the_same(trained: Path, tmp_path: Path) -> None:
-    recipe = toy_recipe(trained)
-    qwen, clip = load_tokenizers(trained / "tokenizers")
-    narrow_recipe = replace(recipe, architecture=replace(recipe.architecture, editing=False))
-    narrow, wide, again = (build_modules(one, qwen, clip) for one in (narrow_recipe, recipe, recipe))
+    qwen, clip = load_tokenizers(trained / "parts")
+    sizes = (replace(TOY, editing=False), TOY, TOY)
+    narrow, wide, again = (build_modules(size, 5, qwen, clip) for size in sizes)
     for parameter in narrow.network.parameters():
         nn.init.normal_(parameter, std=0.1)
     take_weights(saved(narrow, tmp_path / "narrow"), wide)
     x = torch.randn(2, 1, 8, 8, 16)
     source = torch.randn(2, 1, 8, 8, 17)
-    size = recipe.architecture
     others = {
-        "encoder_hidden_states": torch.randn(2, 5, size.text_dim),
+        "encoder_hidden_states": torch.randn(2, 5, TOY.text_dim),
         "timestep": torch.tensor([900.0, 300.0]),
-        "pooled_projections": torch.randn(2, size.pooled_dim),
+        "pooled_projections": torch.randn(2, TOY.pooled_dim),
         "visual_rope_pos": [torch.arange(n) for n in (1, 4, 4)],
         "text_rope_pos": torch.arange(5),
     }

@@ -9,6 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import Qwen2VLImageProcessorPil
 
 from kandinsky5.demo.architecture import (
@@ -19,10 +20,9 @@ from kandinsky5.demo.architecture import (
     build_pooled_encoder,
     build_text_encoder,
 )
-from kandinsky5.demo.caption_reading import STATE as READING
-from kandinsky5.demo.caption_reading import ReadingRecipe, take_reading
-from kandinsky5.demo.export import PART_BYTES, pack_archive, unpack_archive
-from kandinsky5.demo.network_training import STATE, NetworkRecipe, build_modules
+from kandinsky5.demo.architecture import TOY as SIZE
+from kandinsky5.demo.caption_reading import ENCODERS, take_reading
+from kandinsky5.demo.export import PART_BYTES, export, pack_archive, unpack_archive
 from kandinsky5.demo.pictures import edit_grid, prompt_grid
 from kandinsky5.demo.preview import load_exported, save_preview
 from kandinsky5.demo.prompt_tokens import PromptTokens
@@ -30,16 +30,16 @@ from kandinsky5.demo.sampling import Sampling
 from kandinsky5.demo.scene_batches import CaptionedScenes
 from kandinsky5.demo.tokenizers import load_tokenizers
 from kandinsky5.demo.train import main
+from kandinsky5.demo.trained_modules import build_modules
 from kandinsky5.demo.warm_start import digest, take_weights
 from kandinsky5.demo.world import MAX_THINGS
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.loading import load_pipeline
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.train.state_file import load_state
-from kandinsky5.train.update import Update, UpdateSettings
 from tests.pipelines.editing_peer import PictureProcessor
+from tests.train.small_lesson import newest
 
-from .conftest import TOY, toy_recipe
+from .conftest import FLOAT32, TOY
 
 CPU = torch.device("cpu")
 
@@ -66,12 +66,13 @@ def test_every_tensor_is_bfloat16_and_every_file_small(trained: Path) -> None:
 
 
 def test_what_is_loaded_is_the_average_that_was_trained(trained: Path) -> None:
-    recipe, pipeline = toy_recipe(trained), load_exported(trained / "weights", CPU)
-    qwen, clip = load_tokenizers(trained / "tokenizers")
-    modules = build_modules(recipe, qwen, clip)
+    pipeline = load_exported(trained / "weights", CPU)
+    modules = build_modules(SIZE, 5, *load_tokenizers(trained / "parts"))
     before = {name: p.detach().clone() for name, p in modules.parameters().items()}
-    update = Update(modules.parameters(), recipe.update)
-    update.restore(*load_state(trained / "network/state.safetensors"))
+    weights = modules.weights("adamw")
+    tensors, values = newest(trained / "network")
+    assert values["step"] == 4
+    averages = weights.named({name: tensors[f"average.{name}"] for name in weights.masters})
     loaded = {
         **{f"network.{name}": p for name, p in pipeline.transformer.named_parameters()},
         **{
@@ -85,7 +86,7 @@ def test_what_is_loaded_is_the_average_that_was_trained(trained: Path) -> None:
         **{f"pooled_encoder.{name}": p for name, p in pipeline.text_encoder_2.named_parameters()},
     }
     readings = ("place_probe.", "thing_map.")
-    average = {name: a for name, a in update.average().items() if not name.startswith(readings)}
+    average = {name: a for name, a in averages.items() if not name.startswith(readings)}
     assert set(loaded) == set(average)
     for name, value in average.items():
         assert torch.equal(loaded[name].bfloat16(), value.bfloat16()), name
@@ -94,26 +95,26 @@ def test_what_is_loaded_is_the_average_that_was_trained(trained: Path) -> None:
     assert unmoved == []
 
 
+def test_a_run_leaves_what_export_writes(trained: Path) -> None:
+    """The folder at its end is that of its last checkpoint."""
+    for one, other in (("network/model", "weights"), ("unpacked/weights", "weights")):
+        files = {path.relative_to(trained / one) for path in (trained / one).rglob("*") if path.is_file()}
+        assert len(files) > 10
+        for file in files:
+            assert (trained / one / file).read_bytes() == (trained / other / file).read_bytes(), file
+
+
 def test_muon_continues_exactly_and_export_needs_no_telling(trained: Path, tmp_path: Path) -> None:
-    options = [
-        *TOY,
-        "--parts",
-        str(trained / "weights"),
-        "--dtype",
-        "float32",
-        "--device",
-        "cpu",
-        "--workers",
-        "0",
-    ]
+    options = [*TOY, *FLOAT32, "--parts", str(trained / "weights")]
+    muon = ["--set", "optimiser.name=muon"]
     whole, broken = ([*options, "--work", str(tmp_path / name)] for name in ("whole", "broken"))
-    main(["finished-parts", "network", *whole, "--optimiser", "muon"])
-    main(["finished-parts", "network", *broken, "--optimiser", "muon", "--stop-at", "2"])
-    with pytest.raises(RequestError, match="update"):
+    main(["finished-parts", "network", *whole, *muon])
+    main(["finished-parts", "network", *broken, *muon, "--stop-at", "2"])
+    with pytest.raises(RequestError, match=r"optimiser\.name"):
         main(["network", *broken])
-    main(["network", "export", *broken, "--optimiser", "muon"])
-    expected, found = (load_state(tmp_path / name / STATE)[0] for name in ("whole", "broken"))
-    assert expected.keys() == found.keys() and "momentum.hidden" in expected
+    main(["network", "export", *broken, *muon])
+    expected, found = (newest(tmp_path / name / "network")[0] for name in ("whole", "broken"))
+    assert expected.keys() == found.keys() and any(name.endswith(".momentum") for name in expected)
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     main(["export", *whole])
     first, second = (
@@ -121,57 +122,63 @@ def test_muon_continues_exactly_and_export_needs_no_telling(trained: Path, tmp_p
     )
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        export(tmp_path, tmp_path / "weights")
+
+
+STILL = ["--set", "optimiser.rate=1e-30", "--set", "run.steps=1"]
+"""A run whose only step moves nothing."""
 
 
 def test_the_network_begins_with_encoders_that_have_learnt_to_read(trained: Path, tmp_path: Path) -> None:
-    options = [*TOY, "--work", str(tmp_path), "--parts", str(trained / "weights"), "--dtype", "float32"]
-    options += ["--device", "cpu", "--workers", "0", "--reading-steps", "2", "--peak", "0", "--steps", "1"]
-    main(["finished-parts", "reading", "network", "export", *options])
-    _, values = load_state(tmp_path / STATE)
-    assert values["recipe"]["start"] == digest(tmp_path / READING.parent) != ""
-    qwen, clip = load_tokenizers(tmp_path / "tokenizers")
-    recipe = toy_recipe(trained)
-    fresh, taught = (build_modules(recipe, qwen, clip).parameters() for _ in range(2))
-    reading = ReadingRecipe(architecture=recipe.architecture, update=UpdateSettings(steps=2, peak=1e-3))
-    take_reading(reading, tmp_path, qwen, clip, taught)
+    options = [*TOY, *FLOAT32, *STILL, "--work", str(tmp_path), "--parts", str(trained / "weights")]
+    main(["finished-parts", "reading", "network", "export", *options, "--reading-steps", "2"])
+    _, values = newest(tmp_path / "network")
+    assert values["run"]["data"]["data.sources.reading"] == digest(tmp_path / ENCODERS)
+    qwen, clip = load_tokenizers(tmp_path / "parts")
+    fresh, taught = (build_modules(SIZE, 5, qwen, clip).parameters() for _ in range(2))
+    take_reading(tmp_path / ENCODERS, taught)
     changed = {name.partition(".")[0] for name in fresh if not torch.equal(fresh[name], taught[name])}
     assert changed == {"text_encoder", "pooled_encoder"}
     exported = load_exported(tmp_path / "weights", CPU)
     for name, parameter in exported.text_encoder.model.language_model.named_parameters():
         expected = taught[f"text_encoder.model.language_model.{name}"]
         assert torch.equal(parameter.float(), expected.bfloat16().float()), name
+    with pytest.raises(RequestError, match=r"data\.sources\.reading"):
+        (tmp_path / ENCODERS).unlink()
+        main(["network", *options])
+    with pytest.raises(CheckpointError, match="differs in"):
+        save_file({"text_encoder.model.language_model.norm.weight": torch.ones(3)}, tmp_path / ENCODERS)
+        take_reading(tmp_path / ENCODERS, taught)
 
 
 def test_a_run_may_begin_from_published_weights(trained: Path, tmp_path: Path) -> None:
     folder, work = trained / "weights", tmp_path / "warm"
-    options = [*TOY, "--work", str(work), "--peak", "0", "--steps", "1"]
-    options += ["--parts", str(folder), "--begin-from", str(folder)]
+    options = [*TOY, *STILL, "--work", str(work), "--parts", str(folder), "--begin-from", str(folder)]
     main(["finished-parts", "network", "export", *options])
     before, after = load_exported(folder, CPU), load_exported(work / "weights", CPU)
     for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
         old, new = getattr(before, name).state_dict(), getattr(after, name).state_dict()
         assert {key for key in old if not torch.equal(old[key], new[key])} == set(), name
-    qwen, clip = load_tokenizers(work / "tokenizers")
-    other = build_modules(NetworkRecipe(), qwen, clip)
+    other = build_modules(Architecture(), 5, *load_tokenizers(work / "parts"))
     with pytest.raises(CheckpointError, match="network differs in"):
         take_weights(folder, other)
 
 
 def test_a_broken_run_is_the_unbroken_one(trained: Path, tmp_path: Path) -> None:
     """The fixture trained in two commands; one command gives the same state, also with worker processes."""
-    for part in ("tokenizers", "autoencoder"):
+    for part in ("parts", "autoencoder"):
         (tmp_path / part).symlink_to(trained / part)
-    toy = [*TOY, "--work", str(tmp_path), "--dtype", "float32", "--workers", "2", "--device", "cpu"]
-    main(["network", *toy])
-    expected, values = load_state(trained / "network/state.safetensors")
-    found, found_values = load_state(tmp_path / "network/state.safetensors")
+    main(["network", *TOY, *FLOAT32, "--workers", "2", "--work", str(tmp_path)])
+    expected, values = newest(trained / "network")
+    found, found_values = newest(tmp_path / "network")
     assert values == found_values
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
 
 
 def test_batches_depend_on_their_number_alone(trained: Path) -> None:
-    tokens = PromptTokens(*load_tokenizers(trained / "tokenizers"))
+    tokens = PromptTokens(*load_tokenizers(trained / "parts"))
     scenes = CaptionedScenes(tokens, seed=1, batch=40, unconditional=0.25)
     first, again, other = scenes[7], scenes[7], scenes[8]
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -242,7 +249,7 @@ def test_diffusers_own_pipelines_load_the_folder(trained: Path) -> None:
 
 
 def test_the_embedded_model_fits_its_budget(trained: Path) -> None:
-    qwen, clip = load_tokenizers(trained / "tokenizers")
+    qwen, clip = load_tokenizers(trained / "parts")
     size = Architecture()
     with torch.device("meta"):
         modules = [

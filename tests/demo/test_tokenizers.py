@@ -65,7 +65,7 @@ def test_special_tokens_are_single_and_distinct(pair: tuple[Qwen2Tokenizer, CLIP
 
 def test_the_editing_prefix_is_not_mistaken_for_the_published_one(trained: Path) -> None:
     """52 tokens would be cropped by 55, three tokens into the instruction (prompts.crop)."""
-    qwen, _ = load_tokenizers(trained / "tokenizers")
+    qwen, _ = load_tokenizers(trained / "parts")
     assert len(qwen(EDITING.prefix)["input_ids"]) != 52
 
 

@@ -54,7 +54,7 @@ def test_looking_changes_nothing_and_a_stopped_run_continues_bit_for_bit(
     assert_same(state(tmp_path / "unseen"), state(tmp_path / "parts"))
 
 
-@pytest.mark.parametrize("name", ["prodigy", "adamw8bit"])
+@pytest.mark.parametrize("name", ["prodigy", "adamw8bit", "muon"])
 def test_other_optimisers_continue(name: str, trained: Run, tmp_path: Path) -> None:
     changes = FULL | {"optimiser__name": name, "run__batch": 2}
     if name == "prodigy":
@@ -91,13 +91,16 @@ def test_compiled_blocks_learn_the_same(trained: Run, tmp_path: Path) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_prodigy_is_refused_where_weights_are_cut_up(monkeypatch: pytest.MonkeyPatch, trained: Run) -> None:
+@pytest.mark.parametrize("name", ["prodigy", "muon"])
+def test_what_looks_at_more_than_pieces_is_refused_where_weights_are_cut_up(
+    name: str, monkeypatch: pytest.MonkeyPatch, trained: Run
+) -> None:
     from kandinsky5.train import training
     from kandinsky5.train.replicas import Replicas
 
     monkeypatch.setattr(training, "join_replicas", lambda: Replicas(count=2, rank=0))
-    with pytest.raises(RequestError, match=r"prodigy.*schedule-free.*one process"):
-        trained(**FULL | {"optimiser__name": "prodigy", "run__batch": 4})
+    with pytest.raises(RequestError, match=rf"{name}.*schedule-free.*one process"):
+        trained(**FULL | {"optimiser__name": name, "run__batch": 4})
 
 
 class Two(torch.nn.Module):

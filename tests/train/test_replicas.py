@@ -1,53 +1,31 @@
 """Two processes that share the rows of each step learn what one process learns from all of them."""
 
 import gc
+import json
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from kandinsky5.train.replicas import ALONE, Replicas, join_replicas, leave_replicas
-from kandinsky5.train.run import Limits, resume, run
-from kandinsky5.train.state_file import load_state
-from kandinsky5.train.update import Update, UpdateSettings
+from kandinsky5.train.settings import OptimiserSettings, RunSettings
+from kandinsky5.train.training import Training
 
-STEPS = 6
-SETTINGS = UpdateSettings(steps=STEPS, peak=1e-2, warmup=2)
-RECIPE = {"update": {"steps": STEPS}}
+from .small_lesson import MUON, OPTIMISER, SmallLesson, Told, newest, plan_of, small_net
 
-
-def rows(number: int) -> Tensor:
-    return torch.randn(3, 5, generator=torch.Generator().manual_seed(number))
+RUN = RunSettings(steps=6, batch=6, micro_batch=3, ema=0.999)
 
 
-def learn(folder: Path, replicas: Replicas, shares: int, limits: Limits) -> bool:
-    """Train on 3 * `shares` rows a step, of which this process takes its own."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
-    update = Update(dict(net.named_parameters()), SETTINGS, replicas)
-    path = folder / "state.safetensors"
-    resume(update, path, RECIPE)
-    per_process = shares // replicas.count
-
-    def gradients(numbers: list[int], step: int) -> dict[str, Tensor]:
-        loss = sum(net(rows(number)).square().sum() for number in numbers) / (3 * shares)
-        loss.backward()
-        update.masters.take_gradients()
-        return {"loss": loss.detach()}
-
-    own = list(replicas.numbers(update.step, STEPS))
-    if replicas.count == 1:
-        batches = [list(range(step * shares, (step + 1) * shares)) for step in range(update.step, STEPS)]
-    else:
-        assert own[0] == replicas.number(update.step) and per_process == 1
-        batches = [[number] for number in own]
-    return run(update, batches, gradients, rows_per_batch=3 * shares, recipe=RECIPE, path=path, limits=limits)
+def learn(folder: Path, replicas: Replicas, optimiser: OptimiserSettings, run: RunSettings) -> bool:
+    """Train on six rows a step in parts of three, of which this process takes its own."""
+    lesson = SmallLesson(optimiser, replicas=replicas, net=small_net(), count=3)
+    return Training(plan_of(folder, optimiser, run), lesson, Told(), replicas).carry_out()
 
 
-def one_of_two(rank: int, folder: Path, port: int, limits: Limits) -> None:
+def one_of_two(rank: int, folder: Path, port: int, optimiser: OptimiserSettings, run: RunSettings) -> None:
     os.environ |= {
         "WORLD_SIZE": "2",
         "RANK": str(rank),
@@ -58,7 +36,7 @@ def one_of_two(rank: int, folder: Path, port: int, limits: Limits) -> None:
     torch.set_num_threads(1)
     replicas = join_replicas()
     assert replicas == Replicas(count=2, rank=rank)
-    learn(folder, replicas, 2, limits)
+    learn(folder, replicas, optimiser, run)
     leave_replicas()
 
 
@@ -79,19 +57,24 @@ def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_replicas_take_turns_with_the_batches() -> None:
     first, second = (Replicas(count=2, rank=rank) for rank in range(2))
-    assert sorted([*first.numbers(2, 5), *second.numbers(2, 5)]) == [4, 5, 6, 7, 8, 9]
-    assert [second.number(step) for step in (2, 3)] == list(second.numbers(2, 4))
+    assert sorted([*first.numbers(4, 10), *second.numbers(4, 10)]) == list(range(8, 20))
+    assert list(first.numbers(2, 4)) == [4, 6] and list(second.numbers(2, 4)) == [5, 7]
 
 
-def test_two_processes_learn_as_one_does_also_after_a_pause(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimiser", [OPTIMISER, MUON], ids=["adamw", "muon"])
+def test_two_processes_learn_as_one_does_also_after_a_pause(
+    tmp_path: Path, optimiser: OptimiserSettings
+) -> None:
+    """And one process goes on where two paused."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    assert learn(alone, ALONE, 2, Limits())
+    assert learn(alone, ALONE, optimiser, RUN)
 
     context = multiprocessing.get_context("fork")  # what this process has imported need not be imported again
-    for limits in (Limits(stop_at=3), Limits()):
+    for run in (replace(RUN, stop_at=3), replace(RUN, stop_at=5)):
         port = free_port()
         children = [
-            context.Process(target=one_of_two, args=(rank, together, port, limits)) for rank in range(2)
+            context.Process(target=one_of_two, args=(rank, together, port, optimiser, run))
+            for rank in range(2)
         ]
         gc.freeze()  # what came along is not the children's to take down
         for child in children:
@@ -99,8 +82,15 @@ def test_two_processes_learn_as_one_does_also_after_a_pause(tmp_path: Path) -> N
         for child in children:
             child.join(120)
         assert [child.exitcode for child in children] == [0, 0]
-    expected, found = (load_state(folder / "state.safetensors") for folder in (alone, together))
-    assert expected[1]["step"] == found[1]["step"] == STEPS
-    for name, tensor in expected[0].items():
-        torch.testing.assert_close(found[0][name], tensor, rtol=1e-5, atol=1e-7)
-    assert len((together / "log.jsonl").read_text().splitlines()) == 2, "one writes"
+    assert learn(together, ALONE, optimiser, RUN)
+    (expected, values), (found, found_values) = newest(alone), newest(together)
+    assert values["step"] == found_values["step"] == RUN.steps
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-7)
+    logs = [
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (alone, together)
+    ]
+    assert [line["step"] for line in logs[1]] == [1, 2, 3, 4, 5, 6], "one writes"
+    for one, two in zip(*logs, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5), "of the rows of both"

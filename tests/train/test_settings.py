@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kandinsky5.errors import RequestError
-from kandinsky5.train.settings import TrainingSettings
+from kandinsky5.train.settings import DrawnSettings, TrainingSettings
 from kandinsky5.train.settings_file import as_toml, initial_file, read_settings
 
 KEYS = {
@@ -29,13 +29,16 @@ KEYS = {
     "optimiser": ["name", "rate", "betas", "weight_decay", "warmup", "decay_share", "clip"],
     "run": [
         *("steps", "batch", "micro_batch", "seed", "ema", "checkpointing", "compile", "save_every", "keep"),
-        "replicas",
+        *("replicas", "max_seconds", "stop_at"),
     ],
     "watch": [
         *("log_every", "prompts", "pictures_every", "steps", "guidance", "validation_every", "tensorboard"),
         *("wandb", "trigger"),
     ],
 }
+
+
+DRAWN = '[tuning]\nkind = "full"\n[[data.sources]]\nkind = "drawn"\n'
 
 
 def read(tmp_path: Path, text: str, *changes: str) -> TrainingSettings:
@@ -83,6 +86,18 @@ def test_settings_survive_their_own_file(tmp_path: Path) -> None:
     assert settings.watch.trigger == 'a "quoted" word'
 
 
+def test_a_source_that_is_drawn_has_settings_of_its_own(tmp_path: Path) -> None:
+    settings = read(tmp_path, DRAWN, "data.sources.draws=2")
+    assert settings.data.drawn == DrawnSettings(draws=2) and settings.data.stored == ()
+    assert read(tmp_path, as_toml(settings)) == settings
+    (source,) = settings.recipe()["data"]["sources"]
+    left_out = {field.name for field in dataclasses.fields(DrawnSettings)} - source.keys()
+    assert left_out == {"begin_from", "reading", "workers", "compiled"}, (
+        "files are told apart by what they hold"
+    )
+    assert "name" not in settings.recipe()["model"]
+
+
 def test_changes_of_the_command_line(tmp_path: Path) -> None:
     settings = read(
         tmp_path, "", "run.steps=7", "model.name=embedded", "optimiser.rate=1", "run.compile=true"
@@ -114,6 +129,15 @@ def test_changes_of_the_command_line(tmp_path: Path) -> None:
         ("", "tuning.alpha=0", r"tuning\.alpha = 0 must be above 0"),
         ("", "optimiser.rate=0", r"optimiser\.rate = 0 must be above 0"),
         ("", "data.sources.weight=0", "nothing to learn from"),
+        ("", "optimiser.name=muon", r'inside blocks, which an adapter.*tuning\.kind = "full"'),
+        (DRAWN, "data.sources.weight=2", r"data\.sources\.weight is no setting; did you mean map_weight"),
+        (DRAWN, "data.sources.kind=drawing", "'drawing' is not one of folder, .*, drawn"),
+        (DRAWN, "data.sources.architecture=large", "not one of embedded, toy"),
+        (DRAWN, 'data.sources.compiled=["all"]', "not one of text, autoencoder, renderer"),
+        (DRAWN, "tuning.kind=lora", 'teaches every weight: set tuning.kind = "full"'),
+        (DRAWN, 'watch.prompts=["a star"]', r"watch\.prompts: of no use to a source of kind 'drawn'"),
+        (DRAWN, "data.validation_share=0.1", r"data\.validation_share: of no use"),
+        (DRAWN + '[[data.sources]]\npath = "a"', "run.seed=1", "never mixed with others"),
         ("[[data.sources]]\n[[data.sources]]\n", "data.sources.path=x", "say it in the file"),
         ('[model]\nbase = "int8"', "tuning.kind=full", "packed and cannot learn"),
         ("data.sources.a = 1", "run.seed=1", "must be a list"),
@@ -141,7 +165,7 @@ def test_what_decides_the_result_is_in_the_recipe() -> None:
     }
     assert left_out == {
         *("model.device", "data.cache", "run.checkpointing", "run.compile", "run.save_every", "run.keep"),
-        "run.replicas",
+        *("run.replicas", "run.max_seconds", "run.stop_at"),
     }
     assert "watch" not in recipe and "output" not in recipe
 

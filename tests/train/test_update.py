@@ -1,50 +1,46 @@
-"""Masters, average, schedule and state: what stands between gradients and published weights."""
+"""Masters, average, schedule and update: what stands between gradients and published weights."""
 
-import json
-from dataclasses import asdict, replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.errors import RequestError
 from kandinsky5.train.ema import Ema, warmed_decay
 from kandinsky5.train.masters import Masters
 from kandinsky5.train.muon import hidden_matrices, orthogonal
-from kandinsky5.train.run import Limits, resume, run
+from kandinsky5.train.replicas import ALONE
 from kandinsky5.train.schedule import learning_rate
-from kandinsky5.train.state_file import load_state, save_state
-from kandinsky5.train.update import Update, UpdateSettings
+from kandinsky5.train.settings import OptimiserSettings
+from kandinsky5.train.tuning.holders import ReplicatedWeights
+from kandinsky5.train.tuning.stepper import Stepper
 
-SETTINGS = UpdateSettings(steps=6, peak=1e-2, warmup=2)
-MUON = replace(SETTINGS, optimiser="muon")
-HIDDEN = ["0.weight", "3.weight"]
+from .small_lesson import MUON, OPTIMISER, rows, small_net
 
-
-def small_net(dtype: torch.dtype = torch.float32) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.GELU(), nn.Linear(7, 3)).to(dtype)
+STEPS = 6
 
 
-def batch(step: int) -> torch.Tensor:
-    return torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+def stepper_of(
+    parameters: dict[str, nn.Parameter], settings: OptimiserSettings, hidden: list[str] | None = None
+) -> Stepper:
+    weights = ReplicatedWeights(parameters, ALONE, hidden or ())
+    return Stepper(weights, settings, steps=STEPS, ema=0.999)
 
 
 def test_flat_masters_train_as_torch_does_in_float32() -> None:
     ours, theirs = small_net(), small_net()
-    update = Update(dict(ours.named_parameters()), SETTINGS)
+    update = stepper_of(dict(ours.named_parameters()), OPTIMISER)
     groups = [
         {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.01},
         {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     reference = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
-    for step in range(SETTINGS.steps):
-        (ours(batch(step)).square().sum() * 10).backward()
-        update.masters.take_gradients()
+    for step in range(STEPS):
+        (ours(rows(step)).square().sum() * 10).backward()
+        update.weights.take_gradients()
         norm = update()
-        (theirs(batch(step)).square().sum() * 10).backward()
+        (theirs(rows(step)).square().sum() * 10).backward()
         expected = nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         for group in reference.param_groups:
             group["lr"] = learning_rate(step, steps=6, peak=1e-2, warmup=2, decay_share=0.25)
@@ -75,7 +71,7 @@ def test_muon_is_torch_s_for_matrices_in_blocks_and_adamw_for_all_else() -> None
     before = {name: p.detach().clone() for name, p in ours.items()}
     hidden = hidden_matrices(blocks())
     assert hidden == [f"blocks.{n}.{layer}.weight" for n in range(3) for layer in ("rise", "fall", "turn")]
-    update = Update(ours, MUON, hidden=hidden)
+    update = stepper_of(ours, MUON, hidden)
     others = [p for name, p in theirs.items() if name not in hidden]
     adam = torch.optim.AdamW(
         [
@@ -88,11 +84,11 @@ def test_muon_is_torch_s_for_matrices_in_blocks_and_adamw_for_all_else() -> None
         [theirs[name] for name in hidden], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
     )
     generator = torch.Generator().manual_seed(1)
-    for step in range(MUON.steps):
+    for step in range(STEPS):
         for name in ours:
             ours[name].grad = torch.randn(ours[name].shape, generator=generator)
             theirs[name].grad = ours[name].grad.clone()
-        update.masters.take_gradients()
+        update.weights.take_gradients()
         update()
         nn.utils.clip_grad_norm_(theirs.values(), 1.0)
         for optimiser in (adam, muon):
@@ -119,8 +115,8 @@ def test_muon_without_matrices_in_blocks_is_refused() -> None:
     net = small_net()
     assert hidden_matrices(net) == []
     assert hidden_matrices(blocks(), but_not=(Block,)) == []
-    with pytest.raises(ValueError, match="nothing to step"):
-        Update(dict(net.named_parameters()), MUON)
+    with pytest.raises(RequestError, match="nothing to step"):
+        stepper_of(dict(net.named_parameters()), MUON)
 
 
 def test_masters_keep_what_bfloat16_would_swallow() -> None:
@@ -140,7 +136,7 @@ def test_micro_batches_add_up_in_float32() -> None:
     masters = Masters(dict(net.named_parameters()))
     expected = {name: torch.zeros(p.shape) for name, p in net.named_parameters()}
     for step in range(3):
-        loss = net(batch(step).bfloat16()).float().square().sum()
+        loss = net(rows(step).bfloat16()).float().square().sum()
         for (name, _), g in zip(
             net.named_parameters(),
             torch.autograd.grad(loss, list(net.parameters()), retain_graph=True),
@@ -158,7 +154,7 @@ def test_micro_batches_add_up_in_float32() -> None:
 def test_a_parameter_without_gradient_is_named() -> None:
     net = small_net()
     masters = Masters(dict(net.named_parameters()))
-    net[0](batch(0)).sum().backward()
+    net[0](rows(0)).sum().backward()
     with pytest.raises(RuntimeError, match=r"3\.weight"):
         masters.take_gradients()
 
@@ -186,104 +182,3 @@ def test_the_schedule_rises_stays_and_falls() -> None:
     assert all(a > b for a, b in pairwise(rates[75:]))
     with pytest.raises(ValueError, match="100"):
         learning_rate(100, steps=100, peak=2.0, warmup=10, decay_share=0.25)
-
-
-def train(path: Path, stop_at: int | None, settings: UpdateSettings = SETTINGS) -> Update:
-    net = small_net(torch.bfloat16)
-    update = Update(dict(net.named_parameters()), settings, hidden=HIDDEN)
-    recipe = {"update": asdict(settings), "batch": 4}
-    resume(update, path, recipe)
-
-    def gradients(inputs: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
-        loss = net(inputs.bfloat16()).float().square().mean()
-        loss.backward()
-        update.masters.take_gradients()
-        return {"loss": loss}
-
-    run(
-        update,
-        (batch(step) for step in range(update.step, settings.steps)),
-        gradients,
-        rows_per_batch=4,
-        recipe=recipe,
-        path=path,
-        limits=Limits(stop_at=stop_at),
-    )
-    return update
-
-
-@pytest.mark.parametrize("settings", [SETTINGS, MUON], ids=["adamw", "muon"])
-def test_a_continued_run_is_the_unbroken_one_bit_for_bit(tmp_path: Path, settings: UpdateSettings) -> None:
-    whole = train(tmp_path / "whole" / "state.safetensors", None, settings)
-    broken = tmp_path / "broken" / "state.safetensors"
-    assert train(broken, 2, settings).step == 2
-    assert train(broken, 4, settings).step == 4
-    continued = train(broken, None, settings)
-    a, b = whole.state(), continued.state()
-    assert ("momentum.hidden" in a[0]) == (settings is MUON)
-    assert a[1] == b[1]
-    for name, tensor in a[0].items():
-        assert torch.equal(tensor, b[0][name]), name
-    lines = [json.loads(line) for line in broken.with_name("log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 6]
-    assert all(line["gradient_norm"] > 0 for line in lines)
-
-
-def test_a_run_with_no_time_left_still_saves_a_whole_step(tmp_path: Path) -> None:
-    path = tmp_path / "state.safetensors"
-    net = small_net()
-    update = Update(dict(net.named_parameters()), SETTINGS)
-
-    def gradients(inputs: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
-        net(inputs).sum().backward()
-        update.masters.take_gradients()
-        return {}
-
-    finished = run(
-        update,
-        (batch(step) for step in range(6)),
-        gradients,
-        rows_per_batch=4,
-        recipe={},
-        path=path,
-        limits=Limits(max_seconds=0.0),
-    )
-    assert not finished
-    assert load_state(path)[1]["step"] == 1
-
-
-def test_other_settings_and_other_parameters_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "state.safetensors"
-    train(path, 2)
-    same = {"update": asdict(SETTINGS), "batch": 4}
-    for changed, name in (
-        ({"batch": 5}, "batch"),
-        ({"update": asdict(replace(SETTINGS, peak=1.0))}, "update"),
-        ({"update": asdict(MUON)}, "update"),
-    ):
-        with pytest.raises(RequestError, match=name):
-            resume(Update(dict(small_net().named_parameters()), SETTINGS), path, same | changed)
-    other = nn.Linear(2, 2)
-    with pytest.raises(CheckpointError, match="other parameters"):
-        resume(Update(dict(other.named_parameters()), SETTINGS), path, same)
-
-
-def test_a_run_may_change_its_length_until_its_decay_begins(tmp_path: Path) -> None:
-    longer = replace(SETTINGS, steps=12)
-    whole = train(tmp_path / "whole" / "state.safetensors", None, longer)
-    path = tmp_path / "begun" / "state.safetensors"
-    assert train(path, 4).step == 4
-    for name, tensor in train(path, None, longer).state()[0].items():
-        assert torch.equal(tensor, whole.state()[0][name]), name
-    decaying = tmp_path / "decaying" / "state.safetensors"
-    assert train(decaying, 5).step == 5
-    with pytest.raises(RequestError, match="update"):
-        train(decaying, None, longer)
-
-
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "state.safetensors"
-    save_state(path, {"a": torch.ones(2)}, {"step": 1})
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
-        load_state(path)

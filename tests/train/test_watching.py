@@ -19,6 +19,7 @@ from kandinsky5.train.preparing import Data
 from kandinsky5.train.replicas import Replicas
 from kandinsky5.train.settings import ObjectiveSettings, TrainingSettings, TuningSettings
 from kandinsky5.train.settings_file import read_settings
+from kandinsky5.train.tuning import lesson
 
 from .conftest import Told
 from .test_order import learnable
@@ -42,10 +43,11 @@ def test_validation_takes_every_row_once_whoever_takes_it(
         assert picks[0].row == first % 5
         return picks[0].row
 
-    def loss_of(network: object, row: int, *_: object) -> tuple[torch.Tensor, None]:
-        return torch.tensor([10.0**row]), None
+    def loss_of(network: object, row: int) -> torch.Tensor:
+        return torch.tensor([10.0**row])
 
     monkeypatch.setattr(watching.RowReader, "read", reads)
+    monkeypatch.setattr(watching, "points_of", lambda row, *_: row)
     monkeypatch.setattr(watching, "losses", loss_of)
     monkeypatch.setattr(Replicas, "add_up", lambda self, tensors: None)
     network = SimpleNamespace(eval=lambda: None, train=lambda: None)
@@ -66,7 +68,7 @@ def test_rates_are_those_of_steps_alone(
         time.sleep(1)
         return 1.0
 
-    monkeypatch.setattr(training, "validation_loss", slow)
+    monkeypatch.setattr(lesson, "validation_loss", slow)
     trained(
         run__steps=2, watch__log_every=2, watch__validation_every=1, data__validation_share=0.3,
         run__batch=4, objective__unconditional=0.0,

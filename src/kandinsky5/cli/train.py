@@ -8,7 +8,7 @@ import logging
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 from rich.console import Console
@@ -20,6 +20,10 @@ from kandinsky5.cli.extras import require_extra
 from kandinsky5.cli.imports import collecting_later
 from kandinsky5.cli.opening import quieten_imports
 from kandinsky5.errors import RequestError
+
+if TYPE_CHECKING:
+    from kandinsky5.train.lesson import LessonMaker
+    from kandinsky5.train.settings import TrainingSettings
 
 INIT = "init"
 
@@ -78,9 +82,20 @@ def train(
     settings = read_settings(path, changes or ())
     leads = os.environ.get("RANK", "0") == "0"
     with TrainingBar(Console(stderr=True), shown=leads and not quiet) as bar:
-        output = carry_out(settings, path.parent, bar)
+        output = carry_out(settings, path.parent, bar, _lesson_of(settings))
     if leads:
         typer.echo(str(output))
+
+
+def _lesson_of(settings: "TrainingSettings") -> "LessonMaker":
+    """The trainer's own, or the embedded model's where scenes are drawn."""
+    if settings.data.drawn is None:
+        from kandinsky5.train.tuning.lesson import TuningLesson
+
+        return TuningLesson
+    from kandinsky5.demo.network_training import NetworkLesson
+
+    return NetworkLesson
 
 
 def _write_initial(path: Path, overwrite: bool) -> None:

@@ -67,6 +67,27 @@ class Architecture:
     autoencoder_norm_groups: int = 1
 
 
+TOY = Architecture(
+    image_size=64,
+    vocabulary=800,
+    model_dim=64,
+    ff_dim=128,
+    time_dim=32,
+    text_blocks=1,
+    visual_blocks=2,
+    text_dim=64,
+    text_ff_dim=128,
+    text_layers=2,
+    text_heads=2,
+    vision_dim=32,
+    pooled_dim=48,
+    autoencoder_widths=(8, 8, 16, 16),
+)
+"""Small enough for a rehearsal on a CPU."""
+
+ARCHITECTURES: Mapping[str, Architecture] = {"embedded": Architecture(), "toy": TOY}
+
+
 def build_network(size: Architecture) -> Kandinsky5Transformer3DModel:
     """The diffusion transformer."""
     return Kandinsky5Transformer3DModel(

@@ -95,6 +95,7 @@ def save_reconstructions(vae: AutoencoderKL, packed: Tensor, size: int, path: Pa
 
 def save_quality(quality: Quality, path: Path) -> None:
     """Write the figures as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(quality), indent=2) + "\n", encoding="utf-8")
 
 

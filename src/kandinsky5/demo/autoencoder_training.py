@@ -7,7 +7,7 @@ in those latents. What was tried, with figures: docs/decisions/autoencoder.md.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,16 +18,20 @@ from torch import Tensor, nn
 from kandinsky5.demo.architecture import Architecture, build_autoencoder, cast_parameters
 from kandinsky5.demo.autoencoder_quality import measure, near_things, save_quality, save_reconstructions
 from kandinsky5.demo.renderer import render
-from kandinsky5.demo.running import CONVOLUTIONS, Running
+from kandinsky5.demo.running import CONVOLUTIONS, Remarks, Running
 from kandinsky5.demo.scene_batches import PackedScenes, batches_from
-from kandinsky5.train.run import resume, run
-from kandinsky5.train.update import Update, UpdateSettings
+from kandinsky5.demo.tokenizers import PARTS
+from kandinsky5.train.lesson import Lesson
+from kandinsky5.train.replicas import ALONE
+from kandinsky5.train.settings import OptimiserSettings, Plan, RunSettings, WatchSettings
+from kandinsky5.train.training import Training
+from kandinsky5.train.tuning.holders import ReplicatedWeights
 
 logger = logging.getLogger(__name__)
 
-STATE = Path("autoencoder/state.safetensors")
-FOLDER = Path("autoencoder/vae")
-QUALITY = Path("autoencoder/quality.json")
+FOLDER = Path("autoencoder")
+AUTOENCODER = PARTS / "vae"
+QUALITY = FOLDER / "quality.json"
 SHEET = "autoencoder.png"
 SHEET_PICTURES = 8
 MEASURING_BATCHES = range(10**9, 10**9 + 8)
@@ -41,20 +45,23 @@ COPY_NOISE = 0.1
 """What sets copies of a channel apart at the start, in the deviation that would keep a signal's variance."""
 
 
+OPTIMISER = OptimiserSettings(rate=5e-4, weight_decay=0.01, warmup=100, decay_share=0.5)
+RUN = RunSettings(
+    steps=20_000, batch=8, micro_batch=8, seed=5, ema=0.999, checkpointing=False, save_every=2000
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe:
-    """What decides the result.
+    """What decides the result, and when it pauses.
 
     `things_share` of the loss is about pixels near things, the rest about flat ground; the other weights belong to the
     parts of `picture_losses` and `latent_losses`. `latent_noise` is added to the latents, whose deviation is near 1.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
-    update: UpdateSettings = field(
-        default_factory=lambda: UpdateSettings(steps=20_000, peak=5e-4, warmup=100, decay_share=0.5)
-    )
-    batch: int = 8
-    seed: int = 5
+    optimiser: OptimiserSettings = OPTIMISER
+    run: RunSettings = RUN
     things_share: float = 0.6
     squared_weight: float = 2.0
     edge_weight: float = 1.0
@@ -63,50 +70,51 @@ class AutoencoderRecipe:
     tail_weight: float = 0.02
     latent_noise: float = 0.1
 
+    def plan(self, output: Path) -> Plan:
+        """As the trainer takes it."""
+        recipe = {**asdict(self), "run": self.run.recipe()}
+        weights = {
+            name: recipe.pop(name) for name, value in tuple(recipe.items()) if isinstance(value, float)
+        }
+        return Plan(
+            output=output,
+            optimiser=self.optimiser,
+            run=self.run,
+            recipe={**recipe, "loss": weights},
+            watch=WatchSettings(log_every=100),
+        )
+
 
 def train_autoencoder(
     recipe: AutoencoderRecipe, running: Running, work: Path, out: Path | None = None
 ) -> bool:
     """Train, or continue; returns whether it is finished.
 
-    Once it is, `work / FOLDER` has the folded weights, `work / QUALITY` their figures, and `out / SHEET` (or beside
-    the figures) pictures above their reconstructions, to be looked at before a network is trained on these latents.
+    Once it is, `work / AUTOENCODER` has the folded weights, `work / QUALITY` their figures, and `out / SHEET` (or
+    beside the figures) pictures above their reconstructions, to be looked at before a network is trained on them.
     """
-    torch.manual_seed(recipe.seed)
+    scenes = PackedScenes(seed=recipe.run.seed, batch=recipe.run.micro_batch)
+    torch.manual_seed(recipe.run.seed)
     vae = build_autoencoder(recipe.architecture).to(running.device)
-    scenes = PackedScenes(seed=recipe.seed, batch=recipe.batch)
     begin_transparent(vae)
     _fold(vae, scenes, recipe, running)
     cast_parameters(vae, running.dtype)
-    update = Update(dict(vae.named_parameters()), recipe.update)
-    settings = asdict(recipe)
-    resume(update, work / STATE, settings)
-    batches = batches_from(
-        scenes, range(update.step, recipe.update.steps), running.workers, pin=running.device.type == "cuda"
-    )
-    gradients = AutoencoderGradients(vae, update, recipe, running)
-    finished = run(
-        update,
-        batches,
-        gradients,
-        rows_per_batch=recipe.batch,
-        recipe=settings,
-        path=work / STATE,
-        limits=running.limits,
-    )
+    training = Training(recipe.plan(work / FOLDER), AutoencoderLesson(vae, recipe, running), Remarks())
+    finished = training.carry_out()
     if finished:
-        vae = folded(recipe, running, update.average(), scenes)
-        vae.save_pretrained(work / FOLDER)
-        show_quality(vae, recipe, running, work, out or work / QUALITY.parent)
+        vae = folded(recipe, running, training.stepper.learnt(), scenes)
+        vae.save_pretrained(work / AUTOENCODER)
+        show_quality(vae, recipe, running, work, out or work / FOLDER)
     return finished
 
 
-class AutoencoderGradients:
-    """Gradients of one batch: draw, encode, add noise, decode, compare."""
+class AutoencoderLesson(Lesson):
+    """Endless scenes: draw, encode, add noise, decode, compare."""
 
-    def __init__(self, vae: AutoencoderKL, update: Update, recipe: AutoencoderRecipe, running: Running):
+    def __init__(self, vae: AutoencoderKL, recipe: AutoencoderRecipe, running: Running):
+        self.weights = ReplicatedWeights(dict(vae.named_parameters()), ALONE)
+        self.device = running.device
         self._vae = vae
-        self._update = update
         self._recipe = recipe
         self._running = running
         self._draw: Callable[[Tensor, int], Tensor] = render
@@ -116,11 +124,17 @@ class AutoencoderGradients:
             vae.encoder.compile(dynamic=False, options=CONVOLUTIONS)
             vae.decoder.compile(dynamic=False, options=CONVOLUTIONS)
 
-    def __call__(self, packed: Tensor, step: int) -> Mapping[str, Tensor]:
-        """See `kandinsky5.train.run.Gradients`."""
+    def batches(self, numbers: range) -> Iterable[Tensor]:
+        """See `PackedScenes`."""
+        run = self._recipe.run
+        scenes = PackedScenes(seed=run.seed, batch=run.micro_batch)
+        return batches_from(scenes, numbers, self._running.workers, pin=self._running.pins)
+
+    def loss(self, batch: Tensor, number: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The weighted sum of the parts of `picture_losses` and `latent_losses`, and these."""
         recipe, running = self._recipe, self._running
-        generator = running.generator(recipe.seed, step)
-        packed = packed.to(running.device, non_blocking=True)
+        generator = running.generator(recipe.run.seed, number)
+        packed = batch.to(running.device, non_blocking=True)
         pictures = self._draw(packed, recipe.architecture.image_size)
         latents = self._vae.encode(pictures.to(running.dtype)).latent_dist.mean.float()
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
@@ -136,9 +150,7 @@ class AutoencoderGradients:
             + recipe.scale_weight * parts["scale"]
             + recipe.tail_weight * parts["tails"]
         )
-        loss.backward()
-        self._update.masters.take_gradients()
-        return parts
+        return loss, {**parts, "loss": loss}
 
 
 def balanced_weights(things: Tensor, share: float) -> Tensor:
@@ -262,7 +274,7 @@ def show_quality(
 ) -> None:
     """Measure on scenes that no run sees: figures to `work / QUALITY` and the log, pictures to `out / SHEET`."""
     size = recipe.architecture.image_size
-    scenes = PackedScenes(seed=recipe.seed, batch=recipe.batch)
+    scenes = PackedScenes(seed=recipe.run.seed, batch=recipe.run.micro_batch)
     unseen = [scenes[number].to(running.device) for number in UNSEEN_BATCHES]
     quality = measure(vae, unseen, size)
     logger.info("%s", quality)

@@ -1,17 +1,19 @@
 """Both text encoders learn to read captions before the network learns to draw them.
 
-Comes in: a recipe, two tokenizers and a working folder. Goes out: a state file with the encoders' averaged weights, for
-a network's run to begin with. The published system's encoders were trained on text; these have to learn English from
+Comes in: a recipe, two tokenizers and a working folder. Goes out: a file with the encoders' averaged weights, for a
+network's run to begin with. The published system's encoders were trained on text; these have to learn English from
 nothing, and a drawing loss tells them little of "upper left" or "beneath" (docs/decisions/places.md). Here they are
 asked directly. Nothing here knows of pictures.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -24,27 +26,51 @@ from kandinsky5.demo.architecture import (
     cast_parameters,
 )
 from kandinsky5.demo.caption_questions import ANSWERS, KIND_OPTIONS, UNASKED, ask, question_rows
-from kandinsky5.demo.prompt_tokens import TEXT_LENGTH, PromptTokens
-from kandinsky5.demo.running import Running
+from kandinsky5.demo.prompt_tokens import PromptTokens
+from kandinsky5.demo.running import Remarks, Running
 from kandinsky5.demo.scene_batches import batches_from, draw_caption
 from kandinsky5.demo.text_states import TextReader, TextStates
 from kandinsky5.demo.world import draw_scene
-from kandinsky5.train.run import resume, run
-from kandinsky5.train.state_file import load_state
-from kandinsky5.train.update import Update, UpdateSettings
+from kandinsky5.errors import CheckpointError
+from kandinsky5.train.lesson import Lesson
+from kandinsky5.train.replicas import ALONE
+from kandinsky5.train.settings import OptimiserSettings, Plan, RunSettings, WatchSettings
+from kandinsky5.train.training import Training
+from kandinsky5.train.tuning.holders import ReplicatedWeights
+from kandinsky5.train.tuning.stepper import Stepper
 
-STATE = Path("reading/state.safetensors")
+FOLDER = Path("reading")
+ENCODERS = FOLDER / "encoders.safetensors"
+"""The encoders as they are at the newest checkpoint, float32, by the names that a network's run gives them."""
+
+OPTIMISER = OptimiserSettings(rate=1e-3, weight_decay=0.01, warmup=100, decay_share=0.25)
+RUN = RunSettings(
+    steps=2500, batch=256, micro_batch=256, seed=5, ema=0.999, checkpointing=False, save_every=500
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingRecipe:
-    """What decides the result. `batch` counts captions."""
+    """What decides the result, and when it pauses. Rows are captions."""
 
     architecture: Architecture = field(default_factory=Architecture)
-    update: UpdateSettings = field(default_factory=lambda: UpdateSettings(steps=2500, peak=1e-3, warmup=100))
-    batch: int = 256
-    text_length: int = TEXT_LENGTH
-    seed: int = 5
+    optimiser: OptimiserSettings = OPTIMISER
+    run: RunSettings = RUN
+
+    def plan(self, output: Path) -> Plan:
+        """As the trainer takes it."""
+        recipe = {
+            "architecture": asdict(self.architecture),
+            "optimiser": asdict(self.optimiser),
+            "run": self.run.recipe(),
+        }
+        return Plan(
+            output=output,
+            optimiser=self.optimiser,
+            run=self.run,
+            recipe=recipe,
+            watch=WatchSettings(log_every=50),
+        )
 
 
 class CaptionQuestions(Dataset[dict[str, Tensor]]):
@@ -166,7 +192,7 @@ class Readers:
 
 def build_readers(recipe: ReadingRecipe, qwen: Qwen2Tokenizer, clip: CLIPTokenizer) -> Readers:
     """Freshly initialised."""
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.run.seed)
     size = recipe.architecture
     return Readers(
         text_encoder=build_text_encoder(size, qwen),
@@ -175,68 +201,78 @@ def build_readers(recipe: ReadingRecipe, qwen: Qwen2Tokenizer, clip: CLIPTokeniz
     )
 
 
-def train_reading(
-    recipe: ReadingRecipe, running: Running, work: Path, qwen: Qwen2Tokenizer, clip: CLIPTokenizer
-) -> bool:
-    """Train, or continue what `work / STATE` holds; returns whether the run is finished."""
-    tokens = PromptTokens(qwen, clip, recipe.text_length)
-    captions = CaptionQuestions(tokens, seed=recipe.seed, batch=recipe.batch)
-    readers = build_readers(recipe, qwen, clip)
-    for module in (readers.text_encoder, readers.pooled_encoder, readers.answerer):
-        module.to(running.device).train()
-    for encoder in (readers.text_encoder, readers.pooled_encoder):
-        cast_parameters(encoder, running.dtype)
-    update = Update(readers.parameters(), recipe.update)
-    settings = asdict(recipe)
-    resume(update, work / STATE, settings)
-    read = TextReader(readers.text_encoder, readers.pooled_encoder, {"text-to-image": tokens})
-    if running.compiles("text"):
-        read.compile()
+class ReadingLesson(Lesson):
+    """Endless captions, and questions after each."""
 
-    def gradients(batch: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        rows = {name: tensor.to(running.device, non_blocking=True) for name, tensor in batch.items()}
-        of_text, of_whole = readers.answerer(read({"text-to-image": rows}), rows["questions"])
+    def __init__(
+        self, recipe: ReadingRecipe, running: Running, work: Path, qwen: Qwen2Tokenizer, clip: CLIPTokenizer
+    ):
+        tokens = PromptTokens(qwen, clip)
+        readers = build_readers(recipe, qwen, clip)
+        for module in (readers.text_encoder, readers.pooled_encoder, readers.answerer):
+            module.to(running.device).train()
+        for encoder in (readers.text_encoder, readers.pooled_encoder):
+            cast_parameters(encoder, running.dtype)
+        self.weights = ReplicatedWeights(readers.parameters(), ALONE)
+        self.device = running.device
+        self._running = running
+        self._file = work / ENCODERS
+        self._captions = CaptionQuestions(tokens, seed=recipe.run.seed, batch=recipe.run.micro_batch)
+        self._answerer = readers.answerer
+        self._read = TextReader(readers.text_encoder, readers.pooled_encoder, {"text-to-image": tokens})
+        if running.compiles("text"):
+            self._read.compile()
+
+    def batches(self, numbers: range) -> Iterable[dict[str, Tensor]]:
+        """See `CaptionQuestions`."""
+        return batches_from(self._captions, numbers, self._running.workers, pin=self._running.pins)
+
+    def loss(self, batch: Mapping[str, Tensor], number: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What wrong answers cost, read from the text states and from the pooled vector; how many are right."""
+        rows = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        of_text, of_whole = self._answerer(self._read({"text-to-image": rows}), rows["questions"])
         losses = answer_losses(of_text, rows["answers"])
         whole = answer_losses(of_whole, rows["answers"])
         of_both = torch.stack([*losses.values(), *whole.values()])
-        of_both.sum().backward()
-        update.masters.take_gradients()
-        return losses | {
+        numbers = {
+            **losses,
+            "loss": of_both.sum(),
             "of_whole": of_both[len(losses) :].sum(),
             "right": right_answers(of_text, rows["answers"]),
         }
+        return of_both.sum(), numbers
 
-    return run(
-        update,
-        batches_from(
-            captions,
-            range(update.step, recipe.update.steps),
-            running.workers,
-            pin=running.device.type == "cuda",
-        ),
-        gradients,
-        rows_per_batch=recipe.batch,
-        recipe=settings,
-        path=work / STATE,
-        limits=running.limits,
-    )
+    def keep(self, stepper: Stepper) -> None:
+        """The encoders, for a network's run to begin with."""
+        learnt = {
+            name: value.cpu().contiguous()
+            for name, value in stepper.learnt().items()
+            if not name.startswith("answerer.")
+        }
+        partial = self._file.with_suffix(".partial")
+        save_file(learnt, partial)
+        partial.replace(self._file)
+
+
+def train_reading(
+    recipe: ReadingRecipe, running: Running, work: Path, qwen: Qwen2Tokenizer, clip: CLIPTokenizer
+) -> bool:
+    """Train, or continue, to leave `work / ENCODERS`; returns whether the run is finished."""
+    lesson = ReadingLesson(recipe, running, work, qwen, clip)
+    return Training(recipe.plan(work / FOLDER), lesson, Remarks()).carry_out()
 
 
 @torch.no_grad()
-def take_reading(
-    recipe: ReadingRecipe,
-    work: Path,
-    qwen: Qwen2Tokenizer,
-    clip: CLIPTokenizer,
-    learners: Mapping[str, nn.Parameter],
-) -> None:
-    """Put the averaged weights of a finished run into parameters of these names; others are left as they are.
+def take_reading(file: Path, learners: Mapping[str, nn.Parameter]) -> None:
+    """Put the encoders of a file into parameters of these names; others are left as they are.
 
-    Raises CheckpointError where `work` holds no such run, or one of another architecture.
+    Raises CheckpointError for a file that cannot be read, or that is of another architecture.
     """
-    readers = build_readers(recipe, qwen, clip)
-    update = Update(readers.parameters(), recipe.update)
-    update.restore(*load_state(work / STATE))
-    for name, average in update.average().items():
-        if not name.startswith("answerer."):
-            learners[name].copy_(average)
+    try:
+        learnt = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    for name, value in learnt.items():
+        if name not in learners or learners[name].shape != value.shape:
+            raise CheckpointError(f"{file} cannot begin this run: it differs in {name}.")
+        learners[name].copy_(value)

@@ -1,6 +1,6 @@
 """A finished run becomes a folder in the published layout, and travels as a few files.
 
-Comes in: a working folder with a training state, an autoencoder and tokenizers. Goes out: `model_index.json` and a
+Comes in: modules or a checkpoint of them, an autoencoder and tokenizers. Goes out: `model_index.json` and a
 folder a component, bfloat16 tensors in shards under 16 MiB; or an archive of such a folder in parts. It does not know
 how to draw or to train.
 
@@ -12,7 +12,6 @@ import logging
 import shutil
 import tarfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,17 @@ import torch
 from diffusers import AutoencoderKL
 
 from kandinsky5.demo.architecture import MAX_SHARD, build_scheduler, cast_parameters, size_table
-from kandinsky5.demo.autoencoder_training import FOLDER as AUTOENCODER
-from kandinsky5.demo.network_training import STATE, NetworkRecipe, build_modules
-from kandinsky5.demo.tokenizers import FOLDER as TOKENIZERS
-from kandinsky5.demo.tokenizers import load_tokenizers
+from kandinsky5.demo.tokenizers import PARTS, load_tokenizers
+from kandinsky5.demo.trained_modules import TrainedModules, architecture_of, build_modules
+from kandinsky5.demo.warm_start import take_finished_parts
 from kandinsky5.errors import CheckpointError
-from kandinsky5.train.state_file import load_state
-from kandinsky5.train.update import Update
+from kandinsky5.train.checkpoints import FOLDER as CHECKPOINTS
+from kandinsky5.train.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
+
+NETWORK = Path("network")
+"""Where a network's run leaves everything in a working folder."""
 
 PART_BYTES = 15 * 2**20
 
@@ -52,21 +53,33 @@ network does is in its own config.
 """
 
 
-def export(recipe: NetworkRecipe, work: Path, folder: Path) -> None:
-    """Write the averaged weights of a run, its autoencoder and its tokenizers to `folder`, replacing what is there.
+def export(work: Path, folder: Path) -> None:
+    """Write the averaged weights of the newest checkpoint below `work`, with its parts, to `folder`, as `publish`.
 
-    Raises CheckpointError where `work` holds no state, or one that belongs to another architecture.
+    Raises CheckpointError where there is none, or one that is damaged.
     """
-    qwen, clip = load_tokenizers(work / TOKENIZERS)
-    modules = build_modules(recipe, qwen, clip)
-    tensors, values = load_state(work / STATE)
-    settings = replace(recipe.update, optimiser=values["recipe"]["update"].get("optimiser", "adamw"))
-    update = Update(modules.parameters(), settings, hidden=modules.hidden())
-    update.restore(tensors, values)
+    checkpoints = Checkpoints(work / NETWORK / CHECKPOINTS, keep=1)
+    newest = checkpoints.newest()
+    if newest is None:
+        raise CheckpointError(f"{checkpoints.folder} holds no checkpoint of a network.")
+    tensors, values = checkpoints.load(newest, {})
+    recipe = values["run"]["recipe"]
+    modules = build_modules(architecture_of(recipe), 0, *load_tokenizers(work / PARTS))
+    kind = "average." if recipe["run"]["ema"] else "master."
+    kept = {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
     learnt = modules.parameters()
     with torch.no_grad():
-        for name, average in update.average().items():
-            learnt[name].copy_(average)
+        for name, value in modules.weights(recipe["optimiser"]["name"]).named(kept).items():
+            learnt[name].copy_(value)
+    publish(modules, work / PARTS, folder)
+    logger.info("%s: after %d steps", folder, values["step"])
+
+
+def publish(modules: TrainedModules, parts: Path, folder: Path) -> None:
+    """Write modules, rounded to bfloat16, with the tokenizers and the autoencoder of `parts` to `folder`.
+
+    What was there is replaced.
+    """
     components = {
         "transformer": modules.network,
         "text_encoder": modules.text_encoder,
@@ -74,8 +87,7 @@ def export(recipe: NetworkRecipe, work: Path, folder: Path) -> None:
     }
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(work / TOKENIZERS, partial)
-    shutil.copytree(work / AUTOENCODER, partial / "vae")
+    take_finished_parts(parts, partial)
     for name, module in components.items():
         cast_parameters(module, torch.bfloat16, all_of_them=True)
         module.save_pretrained(partial / name, max_shard_size=MAX_SHARD)
@@ -87,7 +99,7 @@ def export(recipe: NetworkRecipe, work: Path, folder: Path) -> None:
     partial.replace(folder)
     autoencoder = AutoencoderKL.from_pretrained(folder / "vae")
     logger.info("%s", size_table(components | {"vae": autoencoder}))
-    logger.info("%s: %.2f MB after %d steps", folder, folder_bytes(folder) / 1e6, update.step)
+    logger.info("%s: %.2f MB", folder, folder_bytes(folder) / 1e6)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -34,8 +34,8 @@ QWEN_SPECIAL_TOKENS = (
 CLIP_SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 """The published tokenizers' special tokens that templates and encoders use."""
 
-FOLDER = Path("tokenizers")
-"""Where they are kept in a working folder."""
+PARTS = Path("parts")
+"""Where tokenizers, and the autoencoder as `vae`, are kept in a working folder: under their published names."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

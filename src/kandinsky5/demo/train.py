@@ -9,6 +9,7 @@ that is not finished yet still run (a preview of a half-trained model).
 import argparse
 import logging
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,25 +19,18 @@ from diffusers import AutoencoderKL
 
 from kandinsky5.demo import train_options as chosen
 from kandinsky5.demo.autoencoder_quality import require_quality
-from kandinsky5.demo.autoencoder_training import FOLDER as AUTOENCODER
-from kandinsky5.demo.autoencoder_training import QUALITY, show_quality, train_autoencoder
-from kandinsky5.demo.caption_reading import STATE as READING
-from kandinsky5.demo.caption_reading import take_reading, train_reading
+from kandinsky5.demo.autoencoder_training import AUTOENCODER, QUALITY, show_quality, train_autoencoder
+from kandinsky5.demo.caption_reading import train_reading
 from kandinsky5.demo.export import export, pack_archive, unpack_archive
-from kandinsky5.demo.network_training import (
-    NetworkGradients,
-    TrainedModules,
-    build_modules,
-    task_tokens,
-    train_network,
-)
+from kandinsky5.demo.network_loss import NetworkLoss, task_tokens
+from kandinsky5.demo.network_training import NetworkLesson
 from kandinsky5.demo.preview import load_exported, save_preview, save_withheld
+from kandinsky5.demo.running import Remarks
 from kandinsky5.demo.scene_batches import PackedScenes
-from kandinsky5.demo.tokenizers import FOLDER as TOKENIZERS
-from kandinsky5.demo.tokenizers import load_tokenizers, save_tokenizers, train_tokenizers
-from kandinsky5.demo.warm_start import take_finished_parts, take_weights
-from kandinsky5.train.replicas import join_replicas, leave_replicas
-from kandinsky5.train.update import Update
+from kandinsky5.demo.tokenizers import PARTS, load_tokenizers, save_tokenizers, train_tokenizers
+from kandinsky5.demo.trained_modules import build_modules
+from kandinsky5.demo.warm_start import take_finished_parts
+from kandinsky5.train.training import train
 
 logger = logging.getLogger("kandinsky5.demo.train")  # not __name__, which is "__main__" here
 
@@ -48,8 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("kandinsky5").setLevel(logging.INFO)
     options = chosen.command_line(__doc__).parse_args(arguments)
     options.out = options.out or options.work / "out"
-    options.replicas = join_replicas()
-    if options.replicas.count > 1 and options.stages != ["network"]:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.stages != ["network"]:
         raise SystemExit("Only the stage network runs on several GPUs; run the others without torchrun.")
     for stage in options.stages:
         logger.info("== %s", stage)
@@ -59,7 +52,6 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             run_stage(stage, options)
         logger.info("== %s: %.1f s", stage, time.monotonic() - began)
-    leave_replicas()
 
 
 def run_stage(stage: str, options: argparse.Namespace) -> None:
@@ -87,20 +79,21 @@ def smoke(options: argparse.Namespace) -> None:
     short = argparse.Namespace(**vars(options))
     short.work = options.work / "smoke"
     short.out = short.work / "out"
-    short.autoencoder_steps, short.reading_steps, short.steps, short.warmup, short.count = 50, 20, 30, 5, 24
+    short.autoencoder_steps, short.reading_steps, short.count = 50, 20, 24
+    short.changes = [*options.changes, "run.steps=30", "optimiser.warmup=5", "watch.log_every=10"]
     short.least_things_db = 0.0
     table: list[tuple[str, float, float]] = []
     for stage, stop_at in (
-        ("tokenizers", None),
-        ("autoencoder", None),
-        ("reading", None),
+        ("tokenizers", 0),
+        ("autoencoder", 0),
+        ("reading", 0),
         ("network", 20),
-        ("network", None),
-        ("export", None),
-        ("preview", None),
-        ("withheld", None),
-        ("archive", None),
-        ("unpack", None),
+        ("network", 0),
+        ("export", 0),
+        ("preview", 0),
+        ("withheld", 0),
+        ("archive", 0),
+        ("unpack", 0),
     ):
         short.stop_at = stop_at
         if torch.cuda.is_available():
@@ -116,26 +109,23 @@ def smoke(options: argparse.Namespace) -> None:
 
 def _measure_drawing(options: argparse.Namespace) -> None:
     """How many pictures a second are drawn and encoded, apart from the rest of a step."""
-    qwen, clip = load_tokenizers(options.work / TOKENIZERS)
-    recipe, running = chosen.network_recipe(options), chosen.running(options)
-    modules = build_modules(recipe, qwen, clip)
-    update = Update(modules.parameters(), recipe.update, hidden=modules.hidden())
+    qwen, clip = load_tokenizers(options.work / PARTS)
+    settings, size = chosen.network_settings(options), chosen.architecture(options)
+    modules = build_modules(size, options.seed, qwen, clip)
     autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER)
-    training = NetworkGradients(
-        modules, autoencoder, task_tokens(recipe, qwen, clip), update, recipe, running
-    )
-    packed = PackedScenes(seed=options.seed, batch=recipe.batch)[0].to(options.device)
-    training.encode_scenes(packed)[1].sum().item()
+    loss = NetworkLoss(modules, autoencoder, task_tokens(size, qwen, clip), settings, chosen.running(options))
+    packed = PackedScenes(seed=options.seed, batch=settings.run.batch)[0].to(options.device)
+    loss.encode_scenes(packed)[1].sum().item()
     began = time.monotonic()
     for _ in range(4):
-        training.encode_scenes(packed)[1].sum().item()
-    rate = 4 * recipe.batch / (time.monotonic() - began)
+        loss.encode_scenes(packed)[1].sum().item()
+    rate = 4 * settings.run.batch / (time.monotonic() - began)
     logger.info("drawing and encoding alone: %.0f pictures a second", rate)
 
 
 def _tokenizers(options: argparse.Namespace) -> None:
     qwen, clip = train_tokenizers(chosen.architecture(options).vocabulary)
-    save_tokenizers(qwen, clip, options.work / TOKENIZERS)
+    save_tokenizers(qwen, clip, options.work / PARTS)
     logger.info("%d and %d tokens", len(qwen), len(clip))
 
 
@@ -144,38 +134,27 @@ def _autoencoder(options: argparse.Namespace) -> None:
 
 
 def _reading(options: argparse.Namespace) -> None:
-    qwen, clip = load_tokenizers(options.work / TOKENIZERS)
+    qwen, clip = load_tokenizers(options.work / PARTS)
     train_reading(chosen.reading_recipe(options), chosen.running(options), options.work, qwen, clip)
 
 
 def _network(options: argparse.Namespace) -> None:
-    qwen, clip = load_tokenizers(options.work / TOKENIZERS)
     require_quality(options.work / QUALITY, options.least_things_db)
-    autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER, dtype=torch.bfloat16)
-
-    def begin(modules: TrainedModules) -> None:
-        if options.begin_from:
-            take_weights(options.begin_from, modules)
-        if (options.work / READING).exists():
-            take_reading(chosen.reading_recipe(options), options.work, qwen, clip, modules.parameters())
-
-    train_network(
-        chosen.network_recipe(options), chosen.running(options), options.work, autoencoder, qwen, clip, begin
-    )
+    train(chosen.network_settings(options), Path(), Remarks(), NetworkLesson)
 
 
 def _finished_parts(options: argparse.Namespace) -> None:
     """Instead of the stages tokenizers and autoencoder: those of the folder that `--parts` names."""
     if not options.parts:
         raise SystemExit("the stage finished-parts takes them from a folder: --parts FOLDER")
-    take_finished_parts(options.parts, options.work / TOKENIZERS, options.work / AUTOENCODER)
+    take_finished_parts(options.parts, options.work / PARTS)
     recipe = chosen.autoencoder_recipe(options)
     autoencoder = AutoencoderKL.from_pretrained(options.work / AUTOENCODER, dtype=torch.bfloat16)
     show_quality(autoencoder.to(options.device), recipe, chosen.running(options), options.work, options.out)
 
 
 def _export(options: argparse.Namespace) -> None:
-    export(chosen.network_recipe(options), options.work, options.work / EXPORTED)
+    export(options.work, options.work / EXPORTED)
 
 
 def _preview(options: argparse.Namespace) -> None:

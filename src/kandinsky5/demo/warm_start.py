@@ -14,20 +14,19 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextModel, Qwen2_5_VLForConditionalGeneration
 
-from kandinsky5.demo.network_training import TrainedModules
+from kandinsky5.demo.trained_modules import TrainedModules
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 
-TOKENIZERS = ("tokenizer", "tokenizer_2")
+PARTS = ("tokenizer", "tokenizer_2", "vae")
 FIRST_LAYER = "visual_embeddings.in_layer.weight"
 """The network's tensor whose columns are the channels of a patch."""
 
 
-def take_finished_parts(folder: Path, tokenizers: Path, autoencoder: Path) -> None:
+def take_finished_parts(folder: Path, parts: Path) -> None:
     """Copy the tokenizers and the autoencoder of `folder` to where the stages that train them would leave them."""
-    for name in TOKENIZERS:
-        shutil.copytree(folder / name, tokenizers / name, dirs_exist_ok=True)
-    shutil.copytree(folder / "vae", autoencoder, dirs_exist_ok=True)
+    for name in PARTS:
+        shutil.copytree(folder / name, parts / name, dirs_exist_ok=True)
 
 
 def take_weights(folder: Path, modules: TrainedModules) -> None:
@@ -66,9 +65,11 @@ def widened(weight: Tensor, channels: int, wanted: int) -> Tensor:
     return functional.pad(of_positions, (0, wanted - channels)).flatten(1)
 
 
-def digest(folder: Path) -> str:
-    """What tells the weights of one folder from those of another: SHA-256 over its tensor files, in order."""
+def digest(*paths: Path) -> str:
+    """What tells such files from others: SHA-256 over tensors and tokenizers in these folders, or files, in order."""
     sha = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
-        sha.update(file.read_bytes())
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.suffix == ".safetensors" or file.name == "tokenizer.json":
+                sha.update(file.read_bytes())
     return sha.hexdigest()

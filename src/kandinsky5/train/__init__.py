@@ -1,5 +1,5 @@
-"""Training: the objective, one update, the loop and its state, whatever the model and the data.
+"""Training: `training` is the loop, one for everything; a `lesson` says what is learnt and from what.
 
-Two users: the recipe of the embedded model (`kandinsky5.demo`), which brings a loop's parts itself, and `kandinsky5
-train`, which is `training` over `settings`: pictures and words in `data`, what learns and how in `tuning`.
+Two packages bring lessons: `tuning`, adapters and whole networks on pictures of your own; and `kandinsky5.demo`, which
+makes the embedded model, its text encoders and its autoencoder.
 """

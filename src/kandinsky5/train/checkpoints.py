@@ -24,6 +24,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from kandinsky5.checkpoint.document import parse_object, read_object, reason
 from kandinsky5.errors import CheckpointError
 
+FOLDER: Final = "checkpoints"
+"""Where they are in the folder of a run."""
+
 VALUES: Final = "values.json"
 _NAME: Final = re.compile(r"step-(\d{7})")
 

@@ -5,6 +5,7 @@ off wrote after the checkpoint that is continued goes. It refuses to know where 
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,43 +16,43 @@ import torch
 from torch import Tensor
 
 from kandinsky5.train.events import Events, TensorBoardEvents, WandbEvents
-from kandinsky5.train.run import RunLog
-from kandinsky5.train.settings import TrainingSettings
+from kandinsky5.train.settings import Plan
+
+logger = logging.getLogger(__name__)
 
 FILE: Final = "log.jsonl"
 VALIDATION: Final = "validation_loss"
 
 
 class Log:
-    """The log of a run in `output` that goes on after `step`."""
+    """The log of a run that goes on after `step`. Numbers are summed on the device, and read when a line is due."""
 
-    def __init__(self, output: Path, settings: TrainingSettings, step: int):
-        self._path = output / FILE
-        self._every = settings.watch.log_every
-        self._steps = settings.run.steps
+    def __init__(self, plan: Plan, step: int):
+        self._path = plan.output / FILE
+        self._plan = plan
+        plan.output.mkdir(parents=True, exist_ok=True)
         _forget_after(self._path, step)
-        self._lines = RunLog(self._path, settings.run.batch, settings.run.steps)
-        self._events = _events(output, settings, step)
+        self._events = _events(plan, step)
+        self._began = time.monotonic()
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
 
-    def add(self, step: int, numbers: Mapping[str, Tensor]) -> float | None:
-        """Take in a step; its loss if this step is written."""
-        self._lines.add(numbers)
-        if not self.due(step):
+    def add(self, step: int, numbers: Mapping[str, Tensor], *, due: bool) -> float | None:
+        """Take in a step; where a line is due, wait for the device, write it and return the step's loss."""
+        for name, number in numbers.items():
+            self._sums[name] = self._sums[name] + number if name in self._sums else number.clone()
+        self._count += 1
+        if not due:
             return None
-        self._lines.tell(step)
+        self._write(step)
         scalars = {name: float(value) for name, value in numbers.items() if value.ndim == 0}
         for events in self._events:
             events.scalars(step, scalars)
         return scalars["loss"]
 
-    def due(self, step: int) -> bool:
-        """Whether a line is written after this step."""
-        return step % self._every == 0 or step == self._steps
-
     def note(self, step: int, numbers: Mapping[str, float]) -> None:
         """Write numbers of their own."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._append({"step": step, **numbers})
         for events in self._events:
             events.scalars(step, numbers)
 
@@ -64,12 +65,36 @@ class Log:
         try:
             yield
         finally:
-            self._lines.leave_out(time.monotonic() - began)
+            self._began += time.monotonic() - began
 
     def close(self) -> None:
         """Nothing more will be written."""
         for events in self._events:
             events.close()
+
+    def _write(self, step: int) -> None:
+        """A line of averages since the last one, for programs and for people. Of "tokens" the rate is written."""
+        averages = {name: _average(total, self._count) for name, total in self._sums.items()}
+        now, run = time.monotonic(), self._plan.run
+        rate = self._count / (now - self._began)
+        line: dict[str, Any] = {
+            "step": step,
+            "steps_per_second": round(rate, 3),
+            "rows_per_second": round(rate * run.batch, 1),
+        }
+        if "tokens" in averages:
+            line["tokens_per_second"] = round(rate * (run.batch // run.micro_batch) * averages.pop("tokens"))
+        if torch.cuda.is_available():
+            line["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        line |= averages
+        self._append(line)
+        shown = " ".join(f"{name} {_short(value)}" for name, value in line.items() if name != "step")
+        logger.info("step %d/%d %s", step, run.steps, shown)
+        self._began, self._sums, self._count = now, {}, 0
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def validation_figures(output: Path) -> dict[str, float]:
@@ -81,13 +106,25 @@ def validation_figures(output: Path) -> dict[str, float]:
     return {name: value for name, values in figures.items() for value in values}
 
 
-def _events(output: Path, settings: TrainingSettings, step: int) -> list[Events]:
-    watch = settings.watch
+def _average(total: Tensor, count: int) -> Any:
+    """A number's average, or a list of them, None where nothing was counted."""
+    if total.ndim == 0:
+        return float(total) / count
+    return [s / n if n else None for s, n in zip(*total.tolist(), strict=True)]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + " ".join("-" if v is None else f"{v:.3f}" for v in value) + "]"
+    return f"{value:.4g}"
+
+
+def _events(plan: Plan, step: int) -> list[Events]:
     found: list[Events] = []
-    if watch.tensorboard:
-        found.append(TensorBoardEvents(output / "events", step))
-    if watch.wandb:
-        found.append(WandbEvents(watch.wandb, output, settings.recipe()))
+    if plan.watch.tensorboard:
+        found.append(TensorBoardEvents(plan.output / "events", step))
+    if plan.watch.wandb:
+        found.append(WandbEvents(plan.watch.wandb, plan.output, plan.recipe))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The optimisers that libraries bring, by name, each over the same two groups of parameters.
+"""The optimisers by name, each over the same groups of parameters.
 
 In: float32 masters and settings. Out: a torch optimiser. Nothing here knows what it updates, or when.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kandinsky5.errors import RequestError
+from kandinsky5.train.muon import MuonWithAdamW
 
 EPS: Final = 1e-8
 FUSED: Final = frozenset({"cpu", "cuda", "mps", "xpu"})
@@ -21,8 +22,11 @@ Groups = list[dict[str, Any]]
 
 
 def _adamw(groups: Groups, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=EPS, fused=devices <= FUSED)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=EPS, fused=_in_one_pass(groups))
+
+
+def _muon(groups: Groups, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    return MuonWithAdamW(groups, rate, betas=betas, eps=EPS, fused=_in_one_pass(groups))
 
 
 def _adamw8bit(groups: Groups, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
@@ -48,7 +52,13 @@ def _schedule_free(groups: Groups, rate: float, betas: tuple[float, float]) -> t
 
 OPTIMISERS: Final[Mapping[str, Callable[[Groups, float, tuple[float, float]], torch.optim.Optimizer]]] = (
     MappingProxyType(
-        {"adamw": _adamw, "adamw8bit": _adamw8bit, "prodigy": _prodigy, "schedule-free": _schedule_free}
+        {
+            "adamw": _adamw,
+            "adamw8bit": _adamw8bit,
+            "prodigy": _prodigy,
+            "schedule-free": _schedule_free,
+            "muon": _muon,
+        }
     )
 )
 
@@ -57,22 +67,27 @@ def make_optimiser(
     name: str,
     matrices: Iterable[nn.Parameter],
     vectors: Iterable[nn.Parameter],
+    hidden: Iterable[nn.Parameter] = (),
     *,
     rate: float,
     betas: tuple[float, float],
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """An optimiser of `OPTIMISERS`. Matrices decay, vectors do not.
+    """An optimiser of `OPTIMISERS`. Matrices decay, vectors do not; `hidden` are matrices inside blocks, for Muon.
 
     Raises:
-        RequestError: a name that is none, or whose library is not here.
+        RequestError: a name that is none, or whose library is not here; Muon without anything to step.
     """
     if name not in OPTIMISERS:
         raise RequestError(f"Optimiser {name!r} is not one of {', '.join(OPTIMISERS)}.")
     groups = [
         {"params": list(parameters), "weight_decay": decay}
-        for parameters, decay in ((matrices, weight_decay), (vectors, 0.0))
+        for parameters, decay in ((hidden, weight_decay), (matrices, weight_decay), (vectors, 0.0))
     ]
+    if name == "muon" and not groups[0]["params"]:
+        raise RequestError(
+            'optimiser.name = "muon" has nothing to step: no matrices inside blocks learn; use "adamw".'
+        )
     return OPTIMISERS[name]([group for group in groups if group["params"]], rate, betas)
 
 
@@ -85,6 +100,10 @@ def switch_to_result(optimiser: torch.optim.Optimizer, on: bool) -> None:
     """Put the weights where such an optimiser arrives, or back to where it learns; the way back rounds."""
     if moves_to_result(optimiser):
         optimiser.eval() if on else optimiser.train()  # type: ignore[attr-defined]
+
+
+def _in_one_pass(groups: Groups) -> bool:
+    return {parameter.device.type for group in groups for parameter in group["params"]} <= FUSED
 
 
 def _require(name: str, package: str) -> None:

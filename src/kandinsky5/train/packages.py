@@ -28,7 +28,7 @@ def _needed(settings: TrainingSettings) -> Iterator[tuple[str, str, str]]:
     optimisers = {"adamw8bit": "torchao", "prodigy": "prodigyopt", "schedule-free": "schedulefree"}
     if settings.optimiser.name in optimisers:
         yield f"optimiser.name = {settings.optimiser.name!r}", optimisers[settings.optimiser.name], train
-    for source in settings.data.sources:
+    for source in settings.data.stored:
         if source.kind != "folder":
             yield f"data.sources.kind = {source.kind!r}", source.kind, f"'kandinsky5[{source.kind}]'"
     if settings.watch.tensorboard:

@@ -16,6 +16,7 @@ from torch import distributed, nn
 
 from kandinsky5.errors import RequestError
 from kandinsky5.loading import load_pipeline
+from kandinsky5.model.blocks import Modulation
 from kandinsky5.model.kernels import stretches_for
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.placement import free_memory, resolve_device
@@ -25,6 +26,7 @@ from kandinsky5.train.data.encoding import Encoder, Learnable, check_flaws, held
 from kandinsky5.train.data.examples import Example, Flaw
 from kandinsky5.train.data.remote import examples_of
 from kandinsky5.train.data.sizes import sizes_of
+from kandinsky5.train.muon import hidden_matrices
 from kandinsky5.train.replicas import Replicas
 from kandinsky5.train.settings import TrainingSettings
 from kandinsky5.train.tuning.holders import ReplicatedWeights, ShardedWeights, Weights
@@ -75,10 +77,7 @@ def load_model(settings: TrainingSettings, say: Callable[[str], None]) -> Model:
     Raises:
         RequestError, CheckpointError, CapacityError: as `loading.load_pipeline`.
     """
-    device = resolve_device(settings.model.device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    dtype = torch.float32 if settings.model.base == "fp32" else torch.bfloat16
+    device, dtype = place_of(settings)
     task: Task = "editing" if settings.model.task == "editing" else "text-to-image"
     say(f"loading {settings.model.name}")
     loaded = load_pipeline(
@@ -95,6 +94,14 @@ def load_model(settings: TrainingSettings, say: Callable[[str], None]) -> Model:
     for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
         getattr(drawing, name).requires_grad_(False)
     return Model(drawing=drawing, editing=editing, device=device, dtype=dtype)
+
+
+def place_of(settings: TrainingSettings) -> tuple[torch.device, torch.dtype]:
+    """Where a run computes, this process's own of several devices, and in which dtype."""
+    device = resolve_device(settings.model.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device, torch.float32 if settings.model.base == "fp32" else torch.bfloat16
 
 
 def prepare_data(
@@ -114,7 +121,7 @@ def prepare_data(
     drawing = Kandinsky5T2IPipeline.from_pipe(model.drawing, transformer=None)
     editing = model.editing and Kandinsky5I2IPipeline.from_pipe(model.editing, transformer=None)
     encoder = Encoder(drawing, editing, settings.data, sizes, cache)
-    place = _place_of(encoders, model.device, say)
+    place = _encoding_place(encoders, model.device, say)
     for part in encoders:
         part.to(place)
     try:
@@ -156,12 +163,12 @@ def prepare_network(model: Model, settings: TrainingSettings, replicas: Replicas
     weights: Weights
     if settings.tuning.kind == "full":
         network.float()
+        hidden = hidden_matrices(network, but_not=(Modulation,)) if settings.optimiser.name == "muon" else ()
         if run.compile:
             network.compile_repeated_blocks()  # before `shard`, which gives blocks classes of other names
         shard(network, make_mesh(model.device, run.replicas), model.dtype)
-        weights = ShardedWeights(
-            network, learning_parameters(network, settings.tuning, model.dtype, run.seed)
-        )
+        learning = learning_parameters(network, settings.tuning, model.dtype, run.seed)
+        weights = ShardedWeights(network, learning, hidden)
     else:
         pack_base(network, settings.model.base, model.device)
         network.to(model.device)
@@ -187,7 +194,9 @@ def _values(parameter: Any) -> int:
     return parameter.numel() if state is None else state.shape.numel()
 
 
-def _place_of(parts: Sequence[nn.Module], device: torch.device, say: Callable[[str], None]) -> torch.device:
+def _encoding_place(
+    parts: Sequence[nn.Module], device: torch.device, say: Callable[[str], None]
+) -> torch.device:
     """The device if these parts fit there, else the CPU."""
     needed = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
     free = free_memory(device)
@@ -200,7 +209,7 @@ def _place_of(parts: Sequence[nn.Module], device: torch.device, say: Callable[[s
 
 
 def _all_examples(settings: TrainingSettings, base: Path) -> Any:
-    for source in settings.data.sources:
+    for source in settings.data.stored:
         yield from examples_of(source, base)
 
 

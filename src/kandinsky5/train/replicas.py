@@ -26,12 +26,8 @@ class Replicas:
         return self.rank == 0
 
     def numbers(self, first: int, last: int) -> range:
-        """The batches that this process takes in steps [first, last), one a step; together they take every one."""
+        """The numbers of the micro-batches that are this process's [first, last); together they take every one."""
         return range(first * self.count + self.rank, last * self.count, self.count)
-
-    def number(self, step: int) -> int:
-        """The batch that this process takes in this step."""
-        return step * self.count + self.rank
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in place."""

@@ -6,14 +6,20 @@ In: values by name. Out: settings that make sense together, or a RequestError. H
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, ClassVar, Final
 
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import FIT_KINDS, check_size, parse_size
 from kandinsky5.train.optimisers import OPTIMISERS
 
-SOURCE_KINDS: Final = ("folder", "datasets", "webdataset")
+STORED: Final = ("folder", "datasets", "webdataset")
+DRAWN: Final = "drawn"
+SOURCE_KINDS: Final = (*STORED, DRAWN)
+ARCHITECTURES: Final = ("embedded", "toy")
+COMPILED_PARTS: Final = ("text", "autoencoder", "renderer")
 TUNING_KINDS: Final = ("lora", "dora", "lokr", "full")
 PACKED_BASES: Final = ("fp8", "int8", "nf4")
 BASES: Final = ("bf16", "fp32", *PACKED_BASES)
@@ -65,11 +71,14 @@ class ModelSettings:
 class SourceSettings:
     """Where pictures and words come from. Several tables [[data.sources]] are mixed."""
 
+    KINDS: ClassVar = STORED
+
     path: str = setting("pictures", "A folder, a dataset's name, or shards such as shard-{0000..0009}.tar.")
     kind: str = setting(
         "folder",
         "folder: pictures with captions in .txt files of their names, a caption a line, or in a metadata.jsonl. "
-        "datasets: of Hugging Face. webdataset: tar files.",
+        "datasets: of Hugging Face. webdataset: tar files. drawn: the embedded model's world, with settings of its own "
+        "(docs/demo.md).",
     )
     repeats: int = setting(1, "How often each picture is seen in an epoch.")
     weight: float = setting(1.0, "Times that; 0.5 shows each every other epoch.")
@@ -85,10 +94,41 @@ class SourceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawnSettings:
+    """Endless scenes of the embedded model's world, drawn and encoded inside the step; its text encoders learn along.
+
+    `model.name` brings the tokenizers and the autoencoder.
+    """
+
+    KINDS: ClassVar = (DRAWN,)
+
+    kind: str = setting(DRAWN, "Scenes of the embedded model's world.")
+    architecture: str = setting("embedded", "What learns: embedded, or toy for rehearsals.")
+    begin_from: str = setting("", "Model whose weights the run begins from; empty: random ones.")
+    reading: str = setting("", "File of text encoders that have learnt to read; empty: none.")
+    draws: int = setting(4, "Rows that each scene gives, with times and noise of their own.")
+    place_weight: float = setting(0.1, "Of the loss that asks the network's states where a token stands.")
+    map_weight: float = setting(0.1, "Of the loss that asks them what stands there.")
+    workers: int = setting(-1, "Processes that make batches; -1: the cores that are left beside a GPU.")
+    compiled: tuple[str, ...] = setting(
+        (), "What is compiled beside the network (run.compile): text, autoencoder, renderer."
+    )
+
+    def __post_init__(self) -> None:
+        _one_of("data.sources.architecture", self.architecture, ARCHITECTURES)
+        _within("data.sources.draws", self.draws, 1)
+        _within("data.sources.place_weight", self.place_weight, 0)
+        _within("data.sources.map_weight", self.map_weight, 0)
+        _within("data.sources.workers", self.workers, -1)
+        for part in self.compiled:
+            _one_of("data.sources.compiled", part, COMPILED_PARTS)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """What is learnt from."""
 
-    sources: tuple[SourceSettings, ...] = (SourceSettings(),)
+    sources: tuple[SourceSettings | DrawnSettings, ...] = (SourceSettings(),)
     sizes: tuple[str, ...] = setting(
         (NATIVE,),
         "native: those of the checkpoint. Or sizes such as 512x768, multiples of 16. Each picture goes to the one that "
@@ -118,8 +158,22 @@ class DataSettings:
         _within("data.max_edit_tokens", self.max_edit_tokens, 1, 1024)
         if not self.sources:
             raise RequestError("data.sources is empty; name a folder of pictures.")
-        if not any(source.weight for source in self.sources):
+        if self.drawn is None and not any(source.weight for source in self.stored):
             raise RequestError("data.sources.weight = 0 everywhere leaves nothing to learn from.")
+        if self.drawn is not None and len(self.sources) > 1:
+            raise RequestError(
+                f"A source of kind {DRAWN!r} is never mixed with others: leave one of both out."
+            )
+
+    @property
+    def drawn(self) -> DrawnSettings | None:
+        """The world that is drawn, where a run learns from one."""
+        return next((source for source in self.sources if isinstance(source, DrawnSettings)), None)
+
+    @property
+    def stored(self) -> tuple[SourceSettings, ...]:
+        """Sources of pictures that exist."""
+        return tuple(source for source in self.sources if isinstance(source, SourceSettings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +226,9 @@ class OptimiserSettings:
     """How it learns."""
 
     name: str = setting(
-        "adamw", "adamw, adamw8bit (torchao), prodigy (prodigyopt) or schedule-free (schedulefree)."
+        "adamw",
+        "adamw, adamw8bit (torchao), prodigy (prodigyopt), schedule-free (schedulefree), or muon: matrices inside "
+        "blocks by Muon, all else by AdamW at the same rate; for full tuning by one process.",
     )
     rate: float = setting(1e-4, "Learning rate after the warm-up; 1.0 for prodigy.")
     betas: tuple[float, float] = setting((0.9, 0.95), "The authors'.")
@@ -204,8 +260,12 @@ class RunSettings:
     save_every: int = setting(250, "Steps between checkpoints, of which a kill loses at most so many.")
     keep: int = setting(2, "Checkpoints kept.")
     replicas: int = setting(1, "Full tuning with torchrun: groups that each hold all weights (HSDP).")
+    max_seconds: float = setting(0.0, "Pause after so long, with a checkpoint to go on from; 0: never.")
+    stop_at: int = setting(0, "Pause after this step, likewise; 0: never.")
 
     def __post_init__(self) -> None:
+        _within("run.max_seconds", self.max_seconds, 0)
+        _within("run.stop_at", self.stop_at, 0)
         for name in ("steps", "batch", "micro_batch", "save_every", "keep", "replicas"):
             _within(f"run.{name}", getattr(self, name), 1)
         _within("run.ema", self.ema, 0, 0.999999)
@@ -213,6 +273,11 @@ class RunSettings:
             raise RequestError(
                 f"run.batch = {self.batch} is no multiple of run.micro_batch = {self.micro_batch}."
             )
+
+    def recipe(self) -> dict[str, Any]:
+        """What of it decides the result."""
+        names = ("steps", "batch", "micro_batch", "seed", "ema")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +297,21 @@ class WatchSettings:
     def __post_init__(self) -> None:
         for name in ("log_every", "pictures_every", "steps", "validation_every"):
             _within(f"watch.{name}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a run goes, whatever it learns.
+
+    `output` is the folder of everything it writes. `recipe` is what decides the result, JSON-able values by part and
+    name: a run is not continued with another.
+    """
+
+    output: Path
+    optimiser: OptimiserSettings
+    run: RunSettings
+    recipe: Mapping[str, Mapping[str, Any]]
+    watch: WatchSettings = WatchSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,14 +336,56 @@ class TrainingSettings:
             raise RequestError(
                 'tuning.kind = "lokr" cannot stand beside model.base = "nf4": use "int8" or "fp8".'
             )
+        if self.tuning.kind != "full" and self.optimiser.name == "muon":
+            raise RequestError(
+                'optimiser.name = "muon" steps the matrices inside blocks, which an adapter leaves as they are: set '
+                'tuning.kind = "full", or use "adamw".'
+            )
+        if self.data.drawn is not None:
+            self._check_drawn()
+
+    def _check_drawn(self) -> None:
+        """Raise RequestError for settings that mean nothing where scenes are drawn inside the step."""
+        if self.tuning.kind != "full":
+            raise RequestError(f'A source of kind {DRAWN!r} teaches every weight: set tuning.kind = "full".')
+        meant = (
+            ("data", self.data, ("sources",)),
+            ("tuning", self.tuning, ("kind",)),
+            ("watch", self.watch, ("log_every", "tensorboard", "wandb")),
+        )
+        idle = [
+            f"{name}.{field.name}"
+            for name, part, used in meant
+            for field in dataclasses.fields(part)
+            if field.name not in used and getattr(part, field.name) != field.default
+        ]
+        idle += ["run.replicas"] if self.run.replicas > 1 else []
+        if idle:
+            raise RequestError(f"{', '.join(idle)}: of no use to a source of kind {DRAWN!r}; leave it out.")
+
+    def plan(self, base: Path) -> Plan:
+        """How the run goes; `base` is the folder that paths count from."""
+        return Plan(
+            output=base / self.output,
+            optimiser=self.optimiser,
+            run=self.run,
+            watch=self.watch,
+            recipe=self.recipe(),
+        )
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result, as JSON-able values: all but the output folder, the cache and what is watched."""
+        """What decides the result, as JSON-able values: all but the output folder, the cache and what is watched.
+
+        Of a drawn source's files the lesson's digest tells, wherever they lie.
+        """
         tree = dataclasses.asdict(self)
         for name in ("output", "watch"):
             del tree[name]
         del tree["data"]["cache"]
-        for name in ("save_every", "keep", "replicas", "compile", "checkpointing"):
-            del tree["run"][name]
+        tree["run"] = self.run.recipe()
         del tree["model"]["device"]
+        if self.data.drawn is not None:
+            del tree["model"]["name"]
+            for name in ("begin_from", "reading", "workers", "compiled"):
+                del tree["data"]["sources"][0][name]
         return tree

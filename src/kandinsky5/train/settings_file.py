@@ -148,6 +148,10 @@ def _key(where: str, name: str) -> str:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):  # of tables that their kind tells apart
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+        tables = get_args(hint)
+        hint = next((table for table in tables if kind in table.KINDS), tables[0])
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
@@ -159,7 +163,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise RequestError(f"{where} must be a list of {len(kinds)}, not {value!r:.60}.")
         return tuple(_value(one_kind, one, where) for one_kind, one in zip(kinds, value, strict=True))
-    assert not isinstance(hint, types.UnionType)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

@@ -1,11 +1,11 @@
 """Where the float32 weights that an optimiser steps are kept.
 
 Two ways. `ReplicatedWeights`: every process has all of them, flat, beside parameters of a smaller dtype (`Masters`);
-for adapters. `ShardedWeights`: they are the network's own parameters, in float32, cut into pieces over the processes by
-FSDP2, which casts them for use; for every weight. Nothing here knows optimisers or losses.
+for adapters and small networks. `ShardedWeights`: they are the network's own parameters, in float32, cut into pieces
+over the processes by FSDP2, which casts them for use; for every weight. Nothing here knows optimisers or losses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from kandinsky5.errors import CheckpointError
 from kandinsky5.train.masters import Masters
 from kandinsky5.train.replicas import Replicas
 from kandinsky5.train.tuning.sharding import SHARD
@@ -24,6 +25,10 @@ class Weights(Protocol):
     @property
     def masters(self) -> Mapping[str, nn.Parameter]:
         """Float32, this process's pieces, each with its gradient in `.grad` once `gather` was called."""
+
+    @property
+    def hidden(self) -> Collection[str]:
+        """Names of the masters that are matrices inside blocks, told apart only where an optimiser asks for it."""
 
     def take_gradients(self) -> None:
         """Called after each micro-batch's backward pass."""
@@ -40,6 +45,9 @@ class Weights(Protocol):
     def give_back(self, values: Mapping[str, Tensor]) -> None:
         """The network computes with these values of the masters from now on."""
 
+    def named(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Values of the masters by the parameters' names, as this process has them."""
+
     def whole(self, name: str, piece: Tensor) -> Tensor:
         """The tensor over all processes that a tensor of a master's shape is this process's piece of."""
 
@@ -47,14 +55,21 @@ class Weights(Protocol):
 class ReplicatedWeights:
     """Flat masters, the same in every process; gradients are averaged over the processes."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], replicas: Replicas):
-        self._masters = Masters(parameters)
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], replicas: Replicas, hidden: Collection[str] = ()
+    ):
+        self._masters = Masters(parameters, hidden)
         self._replicas = replicas
 
     @property
     def masters(self) -> dict[str, nn.Parameter]:
-        """Two flat tensors, those that are not empty."""
+        """Flat tensors, those that are not empty."""
         return {name: flat for name, flat in self._masters.flat.items() if flat.numel()}
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Those with the matrices that were named, of one shape each."""
+        return self._masters.hidden
 
     def take_gradients(self) -> None:
         """Add up in float32."""
@@ -62,9 +77,10 @@ class ReplicatedWeights:
 
     def gather(self) -> None:
         """The mean over processes."""
-        self._replicas.add_up(self._masters.gradients.values())
-        for gradient in self._masters.gradients.values():
-            gradient /= self._replicas.count
+        if self._replicas.count > 1:
+            self._replicas.add_up(self._masters.gradients.values())
+            for gradient in self._masters.gradients.values():
+                gradient /= self._replicas.count
 
     def norm(self, pieces: Sequence[Tensor]) -> Tensor:
         """Every process has all."""
@@ -86,6 +102,14 @@ class ReplicatedWeights:
         for name, value in kept.items():
             flat[name].copy_(value)
 
+    def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Views into the values. Raises CheckpointError for values of other parameters."""
+        for name, master in self.masters.items():
+            if name not in values or values[name].shape != master.shape:
+                raise CheckpointError("The saved weights belong to other parameters: names or shapes differ.")
+        empty = {name: flat for name, flat in self._masters.flat.items() if not flat.numel()}
+        return self._masters.named({**values, **empty})
+
     def whole(self, name: str, piece: Tensor) -> Tensor:
         """It is whole."""
         return piece
@@ -94,7 +118,8 @@ class ReplicatedWeights:
 class ShardedWeights:
     """A network that `tuning.sharding` has cut up. Its masters share their memory with the network's pieces."""
 
-    def __init__(self, network: Any, parameters: Mapping[str, nn.Parameter]):
+    def __init__(self, network: Any, parameters: Mapping[str, nn.Parameter], hidden: Collection[str] = ()):
+        self.hidden = hidden
         self._network = network
         self._parameters: dict[str, Any] = dict(parameters)
         self._masters = {name: nn.Parameter(local(p.detach())) for name, p in parameters.items()}
@@ -136,6 +161,10 @@ class ShardedWeights:
         for module in self._network.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+    def named(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """They have these names."""
+        return values
 
     def whole(self, name: str, piece: Tensor) -> Tensor:
         """Cut as the parameter of this name is."""

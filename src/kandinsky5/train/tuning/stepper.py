@@ -29,10 +29,12 @@ class Stepper:
         self._settings = settings
         self._steps = steps
         self._names = {id(parameter): name for name, parameter in weights.masters.items()}
+        others = {name: p for name, p in weights.masters.items() if name not in weights.hidden}
         self._optimiser = make_optimiser(
             settings.name,
-            [p for name, p in weights.masters.items() if p.ndim >= 2 or name == "matrices"],
-            [p for name, p in weights.masters.items() if p.ndim < 2 and name != "matrices"],
+            [p for name, p in others.items() if p.ndim >= 2 or name == "matrices"],
+            [p for name, p in others.items() if p.ndim < 2 and name != "matrices"],
+            [weights.masters[name] for name in weights.hidden],
             rate=settings.rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -90,6 +92,13 @@ class Stepper:
                     masters[name].copy_(value)
             self.weights.give_back(masters)
 
+    def learnt(self) -> Mapping[str, Tensor]:
+        """The weights to be used, float32 by the parameters' names, as this process has them.
+
+        Of an optimiser that learns at other weights than it arrives at, and without an average, only inside `result`.
+        """
+        return self.weights.named(self.weights.masters if self._ema is None else self._ema.average)
+
     def sound(self) -> bool:
         """Whether every master of this process is a number."""
         return bool(self.weights.norm([p.detach() for p in self.weights.masters.values()]).isfinite())
@@ -129,9 +138,9 @@ class Stepper:
             CheckpointError: a state of other parameters.
         """
         for name, parameter in self.weights.masters.items():
-            parameter.copy_(_of(tensors, f"master.{name}"))
+            parameter.copy_(_of(tensors, f"master.{name}", parameter))
             if self._ema is not None:
-                self._ema.average[name].copy_(_of(tensors, f"average.{name}"))
+                self._ema.average[name].copy_(_of(tensors, f"average.{name}", parameter))
             state = self._state_of(f"optimiser.{name}.", tensors, values)
             if state:
                 self._optimiser.state[parameter] = state
@@ -161,10 +170,10 @@ class Stepper:
         }
 
 
-def _of(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """This process's piece. Raises CheckpointError where there is none."""
-    if name not in tensors:
-        raise CheckpointError(f"The checkpoint has no {name}: it belongs to other parameters.")
+def _of(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """This process's piece. Raises CheckpointError where there is none of this shape."""
+    if name not in tensors or local(tensors[name]).shape != like.shape:
+        raise CheckpointError(f"The checkpoint has no {name} of this shape: it belongs to other parameters.")
     return local(tensors[name])
 
 
