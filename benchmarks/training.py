@@ -272,12 +272,12 @@ def measure(
     rows, objective = make_rows(options, network.config), ObjectiveSettings()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    forward_backward = Passes(network, weights, share=1.0, replayed=way == "graphs")
+    forward_backward = Passes(network, weights, replayed=way == "graphs")
     passes, updates, loss = 0.0, 0.0, torch.zeros(())
     for step in range(steps):
         wait(device)
         began = time.perf_counter()
-        loss = forward_backward(points_of(rows, objective, device, torch.bfloat16)).mean()
+        loss = forward_backward(points_of(rows, objective, device, torch.bfloat16), 1.0).mean()
         wait(device)
         between = time.perf_counter()
         stepper()

@@ -30,6 +30,10 @@ TOY = [
         "run.batch=8",
         "--set",
         "run.micro_batch=8",
+        "--set",
+        "optimiser.name=adamw",  # which a plain loop is held to; Muon has tests of its own
+        "--set",
+        "optimiser.rate=8e-4",
     ),
 ]
 FLOAT32 = ["--dtype", "float32", "--workers", "0", "--device", "cpu"]

@@ -293,7 +293,8 @@ def test_a_batch_holds_both_tasks_own_batches(trained: Path) -> None:
 
 def test_a_batch_divides_into_scenes_and_tasks(trained: Path) -> None:
     def scenes(*changes: str) -> dict[str, int]:
-        return dict(scenes_of(read_settings(RECIPE, changes)))
+        size = ("run.batch=512", "run.micro_batch=512", "objective.editing_share=0.5")
+        return dict(scenes_of(read_settings(RECIPE, (*size, *changes))))
 
     assert scenes() == {"text-to-image": 64, "editing": 64}
     assert scenes("objective.editing_share=0.8") == {"text-to-image": 26, "editing": 102}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kandinsky5.train.checkpoints import FOLDER, Checkpoints
-from kandinsky5.train.lesson import Lesson
+from kandinsky5.train.lesson import PlainLesson
 from kandinsky5.train.replicas import ALONE, Replicas
 from kandinsky5.train.settings import OptimiserSettings, Plan, RunSettings, WatchSettings
 from kandinsky5.train.training import Training
@@ -42,7 +42,7 @@ def rows(number: int, count: int = 4) -> Tensor:
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(number))
 
 
-class SmallLesson(Lesson):
+class SmallLesson(PlainLesson):
     """What comes out is to be nothing."""
 
     def __init__(
@@ -87,7 +87,7 @@ def learn(
     optimiser: OptimiserSettings = OPTIMISER,
     run: RunSettings = RUN,
     *,
-    lesson: Lesson | None = None,
+    lesson: PlainLesson | None = None,
     told: Told | None = None,
 ) -> Training:
     """A run in a folder, from where it is to where it ends or pauses."""

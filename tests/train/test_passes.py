@@ -57,7 +57,7 @@ def made(device, monkeypatch):
             parameter.data = (0.2 * torch.randn(parameter.shape, generator=generator)).to(device)
         network.enable_gradient_checkpointing(recomputed)
         weights = ReplicatedWeights(learning, Replicas())
-        return Passes(network, weights, share=SHARE, replayed=replayed, capture=capture), weights
+        return Passes(network, weights, replayed=replayed, capture=capture), weights
 
     return make
 
@@ -79,7 +79,7 @@ def learnt(passes, weights, device, rows):
     """Losses of micro-batches one after another, and the sum of their gradients."""
     settings = ObjectiveSettings()
     found = [
-        passes(points_of(one, settings, device, torch.float32, text_multiple=passes.text_multiple))
+        passes(points_of(one, settings, device, torch.float32, text_multiple=passes.text_multiple), SHARE)
         for one in rows
     ]
     sums = [master.grad.clone() for master in weights.masters.values()]

@@ -28,7 +28,18 @@ KEYS = {
     "tuning": ["kind", "rank", "alpha", "targets", "dropout"],
     "optimiser": ["name", "rate", "betas", "weight_decay", "warmup", "decay_share", "clip"],
     "run": [
-        *("steps", "batch", "micro_batch", "seed", "ema", "checkpointing", "compile", "save_every", "keep"),
+        *(
+            "steps",
+            "batch",
+            "micro_batch",
+            "seed",
+            "ema",
+            "checkpointing",
+            "compile",
+            "graphs",
+            "save_every",
+            "keep",
+        ),
         *("replicas", "max_seconds", "stop_at"),
     ],
     "watch": [
@@ -164,7 +175,15 @@ def test_what_decides_the_result_is_in_the_recipe() -> None:
         if part in ("model", "data", "objective", "tuning", "optimiser", "run") and key not in recipe[part]
     }
     assert left_out == {
-        *("model.device", "data.cache", "run.checkpointing", "run.compile", "run.save_every", "run.keep"),
+        *(
+            "model.device",
+            "data.cache",
+            "run.checkpointing",
+            "run.compile",
+            "run.graphs",
+            "run.save_every",
+            "run.keep",
+        ),
         *("run.replicas", "run.max_seconds", "run.stop_at"),
     }
     assert "watch" not in recipe and "output" not in recipe

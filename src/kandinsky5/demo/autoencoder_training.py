@@ -21,7 +21,7 @@ from kandinsky5.demo.renderer import render
 from kandinsky5.demo.running import CONVOLUTIONS, Remarks, Running
 from kandinsky5.demo.scene_batches import PackedScenes, batches_from
 from kandinsky5.demo.tokenizers import PARTS
-from kandinsky5.train.lesson import Lesson
+from kandinsky5.train.lesson import PlainLesson
 from kandinsky5.train.replicas import ALONE
 from kandinsky5.train.settings import OptimiserSettings, Plan, RunSettings, WatchSettings
 from kandinsky5.train.training import Training
@@ -108,7 +108,7 @@ def train_autoencoder(
     return finished
 
 
-class AutoencoderLesson(Lesson):
+class AutoencoderLesson(PlainLesson):
     """Endless scenes: draw, encode, add noise, decode, compare."""
 
     def __init__(self, vae: AutoencoderKL, recipe: AutoencoderRecipe, running: Running):

@@ -32,7 +32,7 @@ from kandinsky5.demo.scene_batches import batches_from, draw_caption
 from kandinsky5.demo.text_states import TextReader, TextStates
 from kandinsky5.demo.world import draw_scene
 from kandinsky5.errors import CheckpointError
-from kandinsky5.train.lesson import Lesson
+from kandinsky5.train.lesson import PlainLesson
 from kandinsky5.train.replicas import ALONE
 from kandinsky5.train.settings import OptimiserSettings, Plan, RunSettings, WatchSettings
 from kandinsky5.train.training import Training
@@ -201,7 +201,7 @@ def build_readers(recipe: ReadingRecipe, qwen: Qwen2Tokenizer, clip: CLIPTokeniz
     )
 
 
-class ReadingLesson(Lesson):
+class ReadingLesson(PlainLesson):
     """Endless captions, and questions after each."""
 
     def __init__(

@@ -23,7 +23,7 @@ from kandinsky5.demo.tokenizers import load_tokenizers
 from kandinsky5.demo.trained_modules import architecture_of, build_modules
 from kandinsky5.demo.warm_start import digest, take_weights
 from kandinsky5.errors import RequestError
-from kandinsky5.train.lesson import Lesson
+from kandinsky5.train.lesson import PlainLesson
 from kandinsky5.train.preparing import place_of
 from kandinsky5.train.replicas import Replicas
 from kandinsky5.train.settings import TrainingSettings
@@ -36,7 +36,7 @@ RECIPE: Final = Path(__file__).with_name("embedded.toml")
 MODEL_FOLDER: Final = "model"
 
 
-class NetworkLesson(Lesson):
+class NetworkLesson(PlainLesson):
     """Endless scenes, drawn inside the step, of which each process has its own.
 
     Args:

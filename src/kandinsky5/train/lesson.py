@@ -19,7 +19,7 @@ from kandinsky5.train.tuning.stepper import Stepper
 
 
 class Lesson(ABC):
-    """Micro-batch `number` of a run, and its loss, depend on the number and on weights: never on who computes them."""
+    """Micro-batch `number` of a run and its gradient depend on it and on weights: never on who computes them."""
 
     weights: Weights
     """Masters of everything that learns."""
@@ -32,22 +32,12 @@ class Lesson(ABC):
         """The micro-batches of these numbers, in order, made ahead where that takes time."""
 
     @abstractmethod
-    def loss(self, batch: Any, number: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """A micro-batch's loss, a scalar with its graph, and numbers for the log, left on the device.
-
-        Of a number the mean over the micro-batches of a step is logged, of (2, n) sums and counts the n averages.
-        "loss" is always among them; "tokens" become a rate.
-        """
-
     def take_gradients(self, batch: Any, number: int, parts: int) -> Mapping[str, Tensor]:
-        """Give the weights a `parts`-th of the gradient of a micro-batch's loss; returns its numbers.
+        """Give the weights a `parts`-th of the gradient of a micro-batch's loss.
 
-        A lesson whose passes are carried out otherwise than one by one does that here.
+        Returns numbers for the log, left on the device. Of a number the mean over the micro-batches of a step is
+        logged, of (2, n) sums and counts the n averages. "loss" is always among them; "tokens" become a rate.
         """
-        loss, numbers = self.loss(batch, number)
-        (loss / parts).backward()
-        self.weights.take_gradients()
-        return numbers
 
     def digest(self) -> Mapping[str, str]:
         """What tells that which this run learns from, or begins with, from others: by its name for people."""
@@ -66,6 +56,21 @@ class Lesson(ABC):
 
     def finish(self, stepper: Stepper) -> None:  # noqa: B027
         """The last step is done; leave the results."""
+
+
+class PlainLesson(Lesson):
+    """A lesson that says what the loss of a micro-batch is, and leaves its gradient to torch."""
+
+    @abstractmethod
+    def loss(self, batch: Any, number: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A scalar with its graph, and the numbers of `take_gradients`."""
+
+    def take_gradients(self, batch: Any, number: int, parts: int) -> Mapping[str, Tensor]:
+        """See `Lesson`."""
+        loss, numbers = self.loss(batch, number)
+        (loss / parts).backward()
+        self.weights.take_gradients()
+        return numbers
 
 
 LessonMaker = Callable[[TrainingSettings, Path, Replicas, Callable[[str], None]], Lesson]

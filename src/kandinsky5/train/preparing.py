@@ -31,6 +31,7 @@ from kandinsky5.train.replicas import Replicas
 from kandinsky5.train.settings import TrainingSettings
 from kandinsky5.train.tuning.holders import ReplicatedWeights, ShardedWeights, Weights
 from kandinsky5.train.tuning.learning import learning_parameters, pack_base
+from kandinsky5.train.tuning.passes import recomputed
 from kandinsky5.train.tuning.sharding import make_mesh, shard
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def prepare_network(model: Model, settings: TrainingSettings, replicas: Replicas
             network.compile_repeated_blocks()
     network.train()
     if run.checkpointing:
-        network.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing(None if settings.tuning.dropout else recomputed)
     return weights
 
 

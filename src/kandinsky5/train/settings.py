@@ -257,6 +257,10 @@ class RunSettings:
     ema: float = setting(0.0, "Decay of the averaged weights that are published, such as 0.9999; 0: none.")
     checkpointing: bool = setting(True, "Compute activations twice instead of keeping them.")
     compile: bool = setting(False, "torch.compile each block; worth it from some hundred steps on.")
+    graphs: bool = setting(
+        True,
+        "Replay an adapter's passes as CUDA graphs, where there is memory and neither dropout nor compile.",
+    )
     save_every: int = setting(250, "Steps between checkpoints, of which a kill loses at most so many.")
     keep: int = setting(2, "Checkpoints kept.")
     replicas: int = setting(1, "Full tuning with torchrun: groups that each hold all weights (HSDP).")

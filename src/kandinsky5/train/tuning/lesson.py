@@ -18,11 +18,12 @@ from kandinsky5.train.lesson import Lesson
 from kandinsky5.train.log import VALIDATION, validation_figures
 from kandinsky5.train.objective import by_time
 from kandinsky5.train.preparing import count_parameters, load_model, prepare_data, prepare_network
-from kandinsky5.train.rectified_flow import losses, points_of
+from kandinsky5.train.rectified_flow import points_of
 from kandinsky5.train.replicas import Replicas
 from kandinsky5.train.results import save_adapter, save_model, write_card
 from kandinsky5.train.settings import TrainingSettings
 from kandinsky5.train.tuning.learning import check_targets
+from kandinsky5.train.tuning.passes import Passes, why_not_replayed
 from kandinsky5.train.tuning.stepper import Stepper
 from kandinsky5.train.watching import draw_prompts, save_pictures, validation_loss
 
@@ -58,6 +59,11 @@ class TuningLesson(Lesson):
         check_targets(self.model.network, settings.tuning)
         self.data = prepare_data(self.model, settings, base, replicas, say)
         self.weights = prepare_network(self.model, settings, replicas)
+        obstacle = why_not_replayed(
+            self.weights, self.device, dropout=settings.tuning.dropout, compiled=settings.run.compile
+        )
+        replayed = settings.run.graphs and obstacle is None
+        self._passes = Passes(self.model.network, self.weights, replayed=replayed)
         learning, everything = count_parameters(self.model.network)
         say(f"{learning / 1e6:.2f} of {everything / 1e6:.0f} million parameters learn")
 
@@ -70,16 +76,17 @@ class TuningLesson(Lesson):
         )
         return reader.stream((order[number], number * run.micro_batch) for number in numbers)
 
-    def loss(self, batch: Rows, number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of the rows' losses; also by time, and the tokens that it took."""
+    def take_gradients(self, batch: Rows, number: int, parts: int) -> dict[str, Tensor]:
+        """Of the mean of the rows' losses; that is told, also by time, and the tokens that it took."""
         settings, model = self._settings, self.model
         if settings.tuning.dropout:
             torch.manual_seed(settings.run.seed * 1_000_003 + number)
-        points = points_of(batch, settings.objective, model.device, model.dtype)
-        of_rows = losses(model.network, points)
-        loss = of_rows.mean()
+        points = points_of(
+            batch, settings.objective, model.device, model.dtype, text_multiple=self._passes.text_multiple
+        )
+        loss = self._passes(points, 1 / parts)
         tokens = torch.tensor(float(self._tokens(batch)), device=model.device)
-        return loss, {"loss": loss, "loss_by_time": by_time(of_rows.detach(), points.t), "tokens": tokens}
+        return {"loss": loss.mean(), "loss_by_time": by_time(loss, points.t), "tokens": tokens}
 
     def _tokens(self, rows: Rows) -> int:
         """Visual and text tokens of a micro-batch."""

@@ -7,6 +7,7 @@ Refuses to know: rows, optimisers, who decides.
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -30,12 +31,11 @@ Capture = Callable[[Callable[..., Tensor], Sequence[Tensor | None], Any], Callab
 
 
 class Passes:
-    """Maps points to losses (B,), detached; `share` times the gradient of their mean goes to the weights.
+    """Maps points and a share to losses (B,), detached; the share of their mean's gradient goes to the weights.
 
     Args:
         network: a `Kandinsky5Transformer3DModel`.
         weights: that learn.
-        share: of the micro-batch in its step.
         replayed: whether passes of a shape that comes a third time are captured.
         capture: (function, inputs, pool) -> the captured call.
     """
@@ -45,13 +45,11 @@ class Passes:
         network: Any,
         weights: Weights,
         *,
-        share: float,
         replayed: bool,
         capture: Capture = CapturedCall,
     ):
         self._network = network
         self._weights = weights
-        self._share = share
         self._capture = capture
         self._replays = Replays(insisted=False, kept=KEPT, capture=self._captured) if replayed else None
 
@@ -60,15 +58,17 @@ class Passes:
         """Of tokens, to which the texts of points should be padded."""
         return 1 if self._replays is None else TEXT_MULTIPLE
 
-    def __call__(self, points: Points) -> Tensor:
+    def __call__(self, points: Points, share: float) -> Tensor:
         """See the class."""
         inputs = [getattr(points, name) for name in NAMES]
-        call = self._pass if self._replays is None else self._replays.of(self._pass, inputs)
+        call: Callable[..., Tensor] = partial(self._pass, share)
+        if self._replays is not None:
+            call = self._replays.of(call, inputs, share)
         return call(*inputs)
 
-    def _pass(self, *inputs: Any) -> Tensor:
+    def _pass(self, share: float, *inputs: Any) -> Tensor:
         loss = losses(self._network, Points(**dict(zip(NAMES, inputs, strict=True))))
-        (loss.mean() * self._share).backward()
+        (loss.mean() * share).backward()
         self._weights.take_gradients()
         return loss.detach()
 
