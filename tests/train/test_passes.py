@@ -100,13 +100,14 @@ def test_replays_are_plain_passes(made, device):
     assert plain[0].text_multiple == 1 and replayed[0].text_multiple == TEXT_MULTIPLE
 
 
-def test_a_capture_that_fails_leaves_nothing(made, device):
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
+def test_a_capture_that_fails_leaves_nothing(made, device, error):
     def fails(function, inputs, pool):
         function(*inputs)  # as far as it came
         for parameter in passes._network.parameters():
             parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
         weights.forget_gradients()
-        raise RuntimeError("no capture")
+        raise error("no capture")
 
     rows = [make_rows(seed) for seed in range(4)]
     expected, gradients = learnt(*made(False), device, rows[2:])

@@ -75,12 +75,15 @@ class Passes:
     def _captured(
         self, function: Callable[..., Tensor], inputs: Sequence[Tensor | None], pool: Any
     ) -> Callable[..., Tensor]:
-        """As `capture`, which leaves nothing half done behind where it fails."""
+        """As `capture`, which leaves nothing half done behind where it fails: passes go on plainly.
+
+        Also where memory ended, since a graph needs more of it than the plain passes that went before.
+        """
         try:
             return self._capture(function, inputs, pool)
-        except RuntimeError:
+        except RuntimeError as error:
             self._network.zero_grad(set_to_none=True)
-            raise
+            raise RuntimeError(str(error)) from error
 
 
 def recomputed(block: nn.Module, *inputs: Any) -> Any:
