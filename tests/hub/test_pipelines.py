@@ -66,6 +66,14 @@ def test_a_pipeline(
     assert hub.sent() == 0
 
 
+def test_a_checkpoint_of_another_task_is_refused_before_its_weights_are_fetched(
+    hub: Hub, access: HubAccess, files: dict[str, bytes]
+) -> None:
+    with pytest.raises(RequestError, match="it is a text-to-image checkpoint"):
+        load_pipeline(REPO, task="editing", access=access, device="cpu")
+    assert not [name for name in asked(hub) if name.endswith(".safetensors")]
+
+
 def test_a_network_alone(hub: Hub, at: str, files: dict[str, bytes], components: Any) -> None:
     network = Kandinsky5Transformer3DModel.from_pretrained(REPO, subfolder="transformer", cache_dir=at)
     assert same(network, components["transformer"])

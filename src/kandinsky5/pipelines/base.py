@@ -159,9 +159,8 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         check_quantization(quantization, {"transformer", *KINDS}, brought)
         wanted = need.pipeline(cls.task, without=brought, variant=kwargs.get("variant"))
         hub = HubArguments.taken_from(kwargs)
-        if "transformer" not in brought and cls.task == "editing":
-            # Some kilobytes say whose network it is, before gigabytes are fetched.
-            cls._check_network_in(replace(hub, force=False).folder(source, NETWORK_CONFIG))
+        if "transformer" not in brought:
+            cls.check_checkpoint(source, hub)
         folder = hub.folder(source, wanted)
         checked = check_folder(folder, brought, kwargs.get("variant"))
         if "transformer" not in brought:
@@ -306,6 +305,16 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
     @classmethod
     def check_network(cls, config: Mapping[str, Any]) -> None:
         """Raise RequestError for a network, known by its config, that this pipeline cannot run. This one runs any."""
+
+    @classmethod
+    def check_checkpoint(cls, source: str, hub: HubArguments) -> None:
+        """`check_network` of a folder or a hub id: some kilobytes, before gigabytes are fetched.
+
+        Raises:
+            RequestError, CheckpointError: as `check_network` and `HubArguments.folder`.
+        """
+        if cls.task == "editing":
+            cls._check_network_in(replace(hub, force=False).folder(source, NETWORK_CONFIG))
 
     @classmethod
     def _check_network_in(cls, folder: Path) -> None:
