@@ -27,7 +27,7 @@ VISION_PATCH = 14
 VISION_MERGE = 2
 """As in the published system: FLUX's latents, CLIP's text length, Qwen2.5-VL's picture patches."""
 
-SAMPLING_SHIFT = 6.0
+SAMPLING_SHIFT = 8.0
 """Published: 3. How many things there are is decided near t = 1, where more steps fall then (docs/demo.md)."""
 
 WORD_DEVIATION = 0.1

@@ -37,7 +37,7 @@ MODEL_INDEX: Mapping[str, Any] = {
     "_class_name": "Kandinsky5T2IPipeline",
     "_diffusers_version": "0.42.1",
     "default_steps": 30,
-    "default_guidance": 4.0,
+    "default_guidance": 3.0,
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
     "text_encoder_2": ["transformers", "CLIPTextModel"],
