@@ -36,7 +36,7 @@ def test_scores_are_printed_and_written(
     assert set(lines[-5:]) == {str(path) for path in out.iterdir()}
     record = json.loads((out / "score.json").read_text())
     assert (record["model"], record["steps"], record["seed"]) == (model, 1, 0)
-    assert record["guidance"] == 4.0, "the checkpoint's own"
+    assert record["guidance"] == 3.0, "the checkpoint's own"
     texts = [wrong["text"] for wrong in record["sets"]["compositions"]["wrong"]]
     assert texts == [question.text for question in compositions(2)]
 

@@ -112,6 +112,7 @@ OPTIONS = {
         "--batch",
         "--device",
         "--precision",
+        "--mode",
         "--quiet -q",
         "--json",
     ],
