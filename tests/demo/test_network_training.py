@@ -304,6 +304,8 @@ def test_a_batch_divides_into_scenes_and_tasks(trained: Path) -> None:
             scenes(wrong)
     with pytest.raises(RequestError, match="is no folder"):
         NetworkLesson(toy_settings(trained, "model.name=t2i-lite-pretrain"), trained, ALONE, print)
+    with pytest.raises(RequestError, match="has room for 800 tokens"):
+        NetworkLesson(toy_settings(trained, "model.name=embedded"), trained, ALONE, print)
 
 
 def test_a_network_that_only_draws_trains_without_tower(trained: Path, tmp_path: Path) -> None:

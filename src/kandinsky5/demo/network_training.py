@@ -46,7 +46,7 @@ class NetworkLesson(PlainLesson):
         say: is told what happens.
 
     Raises:
-        RequestError: a batch that does not divide, a model that is no folder, another source.
+        RequestError: a batch that does not divide, a model that is no folder or has more tokens, another source.
         CheckpointError: weights to begin from that do not fit, or cannot be read.
     """
 
@@ -65,6 +65,12 @@ class NetworkLesson(PlainLesson):
         self.device = self._running.device
         qwen, clip = load_tokenizers(self._parts)
         size = architecture_of(settings.recipe())
+        words = max(len(qwen), len(clip))
+        if words > size.vocabulary:
+            raise RequestError(
+                f"data.sources.architecture = {drawn.architecture!r} has room for {size.vocabulary} tokens, and the "
+                f'tokenizers of {settings.model.name!r} have {words}: use "embedded", or tokenizers of that size.'
+            )
         self.modules = build_modules(size, settings.run.seed, qwen, clip)
         self._begun = {"tokenizers or autoencoder": digest(self._parts / "vae", self._parts / "tokenizer")}
         if drawn.begin_from:
