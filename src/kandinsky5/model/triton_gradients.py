@@ -44,9 +44,9 @@ def _norm_backward(x_ptr, rows_grad_ptr, sum_grad_ptr, gate_ptr, scale_ptr, x_gr
                    EPS: tl.constexpr, GATED: tl.constexpr):  # fmt: skip
     """One token: from the gradients of `layer_norm(x) (1 + scale) + shift` and of `x` to that of `x`.
 
-    With x = r / s + mean and n = r / s the normed row, a gradient g of n gives (g - mean(g) - n mean(g n)) s. Where x
-    is a sum `x + gate out`, that is the gradient of its first part too, and times the gate that of `out`. In two parts
-    as `triton_kernels._residual_norm`.
+    With n = (x - mean(x)) s the normed row, s one over its deviation, a gradient g of n gives one of x:
+    (g - mean(g) - n mean(g n)) s. Where x is a sum `x + gate out`, the gradient of x is that of its first part too, and
+    times the gate that of `out`. In two parts as `triton_kernels._residual_norm`.
     """
     row = tl.program_id(0).to(tl.int64)
     first, second = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)

@@ -63,6 +63,8 @@ class TuningLesson(Lesson):
             self.weights, self.device, dropout=settings.tuning.dropout, compiled=settings.run.compile
         )
         replayed = settings.run.graphs and obstacle is None
+        if settings.run.graphs and self.device.type == "cuda" and obstacle is not None:
+            say(f"no CUDA graphs: {obstacle}")
         self._passes = Passes(self.model.network, self.weights, replayed=replayed)
         learning, everything = count_parameters(self.model.network)
         say(f"{learning / 1e6:.2f} of {everything / 1e6:.0f} million parameters learn")

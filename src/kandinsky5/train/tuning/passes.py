@@ -23,7 +23,7 @@ TEXT_MULTIPLE: Final = 64
 
 KEPT: Final = 32
 """Shapes of micro-batches that are replayed without a new capture: sizes times lengths of texts. Graphs compute in the
-same memory, so another one costs its list of kernels, about 20 MB."""
+same memory, so another one costs its list of kernels, by estimate 20 MB."""
 
 NAMES: Final = tuple(field.name for field in fields(Points))
 
