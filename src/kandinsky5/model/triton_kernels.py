@@ -29,8 +29,8 @@ much from row to row there."""
 
 TOKENS = 4
 """Of a program that norms: its shifts, scales and gates are read once for so many. On an H200 4 took 0.056 ms to float8
-and 0.072 to bfloat16, 2 took 0.061 and 0.071, 8 0.056 and 0.054 (benchmarks/results/2026-11-28-drawing-h200.json), but 8
-leave 512 x 512 too few programs for its processors."""
+and 0.072 to bfloat16, 2 took 0.061 and 0.071, 8 0.056 and 0.054 (benchmarks/results/2026-11-28-drawing-h200.json). But
+8 leave 512 x 512 too few programs for its processors."""
 
 
 @triton.jit
