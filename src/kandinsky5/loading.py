@@ -17,7 +17,6 @@ from kandinsky5.budget import Budget
 from kandinsky5.checkpoint.safetensors_header import BITS, StoredTensor
 from kandinsky5.checkpoint.weights import TORCH_DTYPES, Library, read_weights
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
-from kandinsky5.hub.arguments import HubArguments
 from kandinsky5.memory import load_planned, plan_for
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.placement import AUTO, free_memory, resolve_device, resolve_dtype, resolve_mode, use_mode
@@ -125,8 +124,8 @@ def load_pipeline(
             raise RequestError(f"{asked} is for hub ids, and {source.name} is a folder; leave it out.")
         folder = source.folder
     else:
-        about = HubArguments(access=access or hub.HubAccess(), revision=revision)
-        PIPELINES[task].check_checkpoint(source.location, about)
+        about = hub.HubArguments(access=access or hub.HubAccess(), revision=revision)
+        PIPELINES[task].check_checkpoint(source.location, about, watch)
         folder = hub.fetch(
             source.location,
             hub.need.pipeline(task, variant=variant),

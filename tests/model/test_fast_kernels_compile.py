@@ -36,7 +36,7 @@ def cases(out):
         "WIDTH": WIDTH,
         "FIRST": 2048,
         "SECOND": 512,
-        "TOKENS": triton_kernels.TOKENS,
+        "AT_ONCE": triton_kernels.TOKENS,
         "EPS": 1e-5,
         **FLOAT8,
     }

@@ -12,18 +12,18 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, Qwen2Tokenizer
 
-from kandinsky5 import flow
 from kandinsky5.demo.architecture import Architecture, cast_parameters
 from kandinsky5.demo.edit_batches import edit_tokens
 from kandinsky5.demo.joint_batches import JointBatch
 from kandinsky5.demo.prompt_tokens import PromptTokens
 from kandinsky5.demo.renderer import render
 from kandinsky5.demo.running import CONVOLUTIONS, Running
-from kandinsky5.demo.text_states import Rows, TextReader, TextStates
+from kandinsky5.demo.text_states import Rows, TextReader
 from kandinsky5.demo.trained_modules import TrainedModules, architecture_of
 from kandinsky5.errors import RequestError
 from kandinsky5.prompts import Task
-from kandinsky5.train.objective import by_time, draw_times, flow_loss
+from kandinsky5.train.objective import by_time, draw_times
+from kandinsky5.train.rectified_flow import Points, losses
 from kandinsky5.train.settings import TIME_DENSITIES, TrainingSettings
 
 ENCODED_AT_ONCE: Final = 256
@@ -110,7 +110,10 @@ class NetworkLoss:
         t = draw_times(len(clean), generator, shift=self._objective.shift, uniform_share=uniform_share)
         read = self.read(rows, pictures).repeated(draws)
         self._states.clear()
-        of_rows = flow_loss(self._predictor(read, shown), clean, noise, t)
+        points = Points(
+            clean=clean, noise=noise, t=t, source=shown, text=read.text, mask=read.mask, pooled=read.pooled
+        )
+        of_rows = losses(self._modules.network, points)
         early, late = self._states
         place = self._modules.place_probe(early)
         unread = self._modules.thing_map(late, drawn_scenes(rows))
@@ -176,25 +179,6 @@ class NetworkLoss:
             for part in ("mean", "std")
         )
         return torch.cat(pictures), mean, deviation
-
-    def _predictor(self, read: TextStates, source: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """The velocity as a function of (point, times), for these texts and sources."""
-        network = self._modules.network
-
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            height, width = x.shape[2:4]
-            return network(
-                hidden_states=torch.cat([x, source], dim=-1),
-                encoder_hidden_states=read.text,
-                timestep=flow.MODEL_TIME_SCALE * t,
-                pooled_projections=read.pooled,
-                visual_rope_pos=[torch.arange(n, device=x.device) for n in (1, height // 2, width // 2)],
-                text_rope_pos=torch.arange(read.text.shape[1], device=x.device),
-                encoder_attention_mask=read.mask,
-                return_dict=False,
-            )[0]
-
-        return predict
 
     def _compile(self) -> None:
         """Compile from outside what the run asks for; every shape is fixed."""

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from kandinsky5.errors import RequestError
 from kandinsky5.hub.access import HubAccess
+from kandinsky5.hub.bars import Watch, bars
 from kandinsky5.hub.need import Need
 from kandinsky5.hub.transfer import fetch
 
@@ -45,7 +46,7 @@ class HubArguments:
             force=bool(arguments.pop("force_download", False)),
         )
 
-    def folder(self, name: str, need: Need) -> Path:
+    def folder(self, name: str, need: Need, watch: Watch = bars) -> Path:
         """The folder that a name stands for: itself if there is one, else what is fetched for it as a hub id.
 
         Raises:
@@ -57,4 +58,4 @@ class HubArguments:
             if asked is not None:
                 raise RequestError(f"{asked} is for hub ids, and {name} is a folder; leave it out.")
             return Path(name)
-        return fetch(name, need, revision=self.revision, access=self.access, force=self.force)
+        return fetch(name, need, revision=self.revision, access=self.access, force=self.force, watch=watch)

@@ -29,7 +29,6 @@ class Stretches:
         then each interleaved pair of channels turned by its token's angle, given as cosine and sine.
     """
 
-    name: str
     norm_modulate: Callable[[Tensor, Tensor, Tensor], Tensor]
     add_gated_norm_modulate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     add_gated: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -70,7 +69,6 @@ def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 EAGER_STRETCHES = Stretches(
-    name="eager",
     norm_modulate=_norm_modulate,
     add_gated_norm_modulate=_add_gated_norm_modulate,
     add_gated=_add_gated,

@@ -20,13 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from kandinsky5.model.precision import LAYER_NORM_EPS, RMS_NORM_EPS
 from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches
-from kandinsky5.model.triton_kernels import TRITON, group_of, parts_of, warps_of
-
-
-@triton.jit
-def _columns(pointer, columns, WIDTH: tl.constexpr):
-    """Some columns of a row in float32; zeros beyond the last."""
-    return tl.load(pointer + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+from kandinsky5.model.triton_kernels import TRITON, group_of, load_columns, parts_of, turned, warps_of
 
 
 @triton.jit
@@ -34,7 +28,7 @@ def _store_columns(into, gate_ptr, out_ptr, columns, value, WIDTH: tl.constexpr,
     """The gradient of the sum, which is that of `x`, and times the gate that of `out`."""
     tl.store(into + columns, value.to(into.dtype.element_ty), mask=columns < WIDTH)
     if GATED:
-        value *= tl.load(gate_ptr + columns, mask=columns < WIDTH, other=0.0)
+        value *= load_columns(gate_ptr, columns, WIDTH)
         tl.store(out_ptr + columns, value.to(out_ptr.dtype.element_ty), mask=columns < WIDTH)
 
 
@@ -51,29 +45,26 @@ def _norm_backward(x_ptr, rows_grad_ptr, sum_grad_ptr, gate_ptr, scale_ptr, x_gr
     row = tl.program_id(0).to(tl.int64)
     first, second = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
     modulation = (row // tokens) * modulation_stride
-    x_ptr, rows_grad_ptr, x_grad_ptr = (
-        x_ptr + row * WIDTH,
-        rows_grad_ptr + row * WIDTH,
-        x_grad_ptr + row * WIDTH,
-    )
-    gate_ptr, scale_ptr, out_grad_ptr = (
-        gate_ptr + modulation,
-        scale_ptr + modulation,
-        out_grad_ptr + row * WIDTH,
-    )
-    x, y = _columns(x_ptr, first, WIDTH), _columns(x_ptr, second, WIDTH)
+    place = row * WIDTH
+    x_ptr += place
+    rows_grad_ptr += place
+    x_grad_ptr += place
+    out_grad_ptr += place
+    gate_ptr += modulation
+    scale_ptr += modulation
+    x, y = load_columns(x_ptr, first, WIDTH), load_columns(x_ptr, second, WIDTH)
     mean = (tl.sum(x, axis=0) + tl.sum(y, axis=0)) / WIDTH
     x, y = x - mean, tl.where(second < WIDTH, y - mean, 0.0)
     inverse = tl.rsqrt((tl.sum(x * x, axis=0) + tl.sum(y * y, axis=0)) / WIDTH + EPS)
     x, y = x * inverse, y * inverse
-    g = _columns(rows_grad_ptr, first, WIDTH) * (1.0 + _columns(scale_ptr, first, WIDTH))
-    h = _columns(rows_grad_ptr, second, WIDTH) * (1.0 + _columns(scale_ptr, second, WIDTH))
+    g = load_columns(rows_grad_ptr, first, WIDTH) * (1.0 + load_columns(scale_ptr, first, WIDTH))
+    h = load_columns(rows_grad_ptr, second, WIDTH) * (1.0 + load_columns(scale_ptr, second, WIDTH))
     mean = (tl.sum(g, axis=0) + tl.sum(h, axis=0)) / WIDTH
     along = (tl.sum(g * x, axis=0) + tl.sum(h * y, axis=0)) / WIDTH
     g, h = (g - mean - x * along) * inverse, (h - mean - y * along) * inverse
     if GATED:
-        g += _columns(sum_grad_ptr + row * WIDTH, first, WIDTH)
-        h += _columns(sum_grad_ptr + row * WIDTH, second, WIDTH)
+        g += load_columns(sum_grad_ptr + place, first, WIDTH)
+        h += load_columns(sum_grad_ptr + place, second, WIDTH)
     _store_columns(x_grad_ptr, gate_ptr, out_grad_ptr, first, g, WIDTH, GATED)
     _store_columns(x_grad_ptr, gate_ptr, out_grad_ptr, second, h, WIDTH, GATED)
 
@@ -89,11 +80,7 @@ def _heads_backward(x_ptr, weight_ptr, rotation_ptr, grad_ptr, x_grad_ptr, token
     place = row * HEADS * K + heads[:, None] * K + channels[None]
     g = tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if ROTATE:
-        angles = rotation_ptr + (row % tokens) * K
-        cos, sin = tl.split(tl.reshape(tl.load(angles + channels), [K // 2, 2]))
-        even, odd = tl.split(tl.reshape(g, [GROUP, K // 2, 2]))
-        turned = tl.join(even * cos[None] + odd * sin[None], odd * cos[None] - even * sin[None])
-        g = tl.reshape(turned, [GROUP, K])
+        g = turned(g, rotation_ptr + (row % tokens) * K, GROUP, K, True)
     x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     inverse = tl.rsqrt(tl.sum(x * x, axis=1)[:, None] / K + EPS)
     x *= inverse
@@ -238,7 +225,6 @@ def _norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
 
 
 TRITON_STRETCHES = Stretches(
-    name="triton",
     norm_modulate=_NormModulate.apply,
     add_gated_norm_modulate=_AddGatedNormModulate.apply,
     add_gated=_AddGated.apply,

@@ -59,20 +59,18 @@ def _store(rows_ptr, columns, x, scale, end, QUANTISE: tl.constexpr, LARGEST_FLO
 
 
 @triton.jit
-def _vector(pointer, columns, WIDTH: tl.constexpr):
-    """Some columns of a shift, scale or gate; zeros beyond the last."""
-    return tl.load(pointer + columns, mask=columns < WIDTH, other=0.0)
+def load_columns(pointer, columns, end):
+    """Some columns of a row, or of a shift, scale or gate, in float32; zeros from `end` on."""
+    return tl.load(pointer + columns, mask=columns < end, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _summed(x_ptr, gate, out_ptr, sum_ptr, columns, end, GATED: tl.constexpr):
     """Some columns of `x`, or of `x + gate out`, rounded and stored; float32, zeros beyond the last column."""
-    inside = columns < end
-    x = tl.load(x_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    x = load_columns(x_ptr, columns, end)
     if GATED:
-        out = tl.load(out_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-        rounded = (x + gate * out).to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + columns, rounded, mask=inside)
+        rounded = (x + gate * load_columns(out_ptr, columns, end)).to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + columns, rounded, mask=columns < end)
         x = rounded.to(tl.float32)
     return x
 
@@ -80,7 +78,7 @@ def _summed(x_ptr, gate, out_ptr, sum_ptr, columns, end, GATED: tl.constexpr):
 @triton.jit(do_not_specialize=["tokens"])
 def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows_ptr, row_scale_ptr,
                    tokens, modulation_stride, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
-                   TOKENS: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
+                   AT_ONCE: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
                    QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
     """Some tokens of a batch entry: `x + gate out`, rounded and stored, and of it
     `layer_norm(...) (1 + scale) + shift`.
@@ -94,12 +92,15 @@ def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows
     scale_ptr += entry * modulation_stride
     gate, gate_too = 0.0, 0.0
     if GATED:
-        gate, gate_too = _vector(gate_ptr, first, WIDTH), _vector(gate_ptr, second, WIDTH)
+        gate, gate_too = load_columns(gate_ptr, first, WIDTH), load_columns(gate_ptr, second, WIDTH)
     if NORM:
-        shift, shift_too = _vector(shift_ptr, first, WIDTH), _vector(shift_ptr, second, WIDTH)
-        scale, scale_too = 1.0 + _vector(scale_ptr, first, WIDTH), 1.0 + _vector(scale_ptr, second, WIDTH)
-    begin = tl.program_id(0) * TOKENS
-    for i in tl.static_range(TOKENS):
+        shift, shift_too = load_columns(shift_ptr, first, WIDTH), load_columns(shift_ptr, second, WIDTH)
+        scale, scale_too = (
+            1.0 + load_columns(scale_ptr, first, WIDTH),
+            1.0 + load_columns(scale_ptr, second, WIDTH),
+        )
+    begin = tl.program_id(0) * AT_ONCE
+    for i in tl.static_range(AT_ONCE):
         row = entry * tokens + begin + i
         place = row * WIDTH
         end = tl.where(begin + i < tokens, WIDTH, 0)  # no columns of a row beyond the last
@@ -149,12 +150,23 @@ def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, COLUMNS: tl.conste
     """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, COLUMNS)
-    x = tl.load(x_ptr + row * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    x = load_columns(x_ptr + row * WIDTH, columns, WIDTH)
     if GELU:
         x = _gelu_of(x)
     scale = _scale_of(tl.reduce(tl.abs(x), 0, _largest_or_nan), LARGEST_FLOAT8, LEAST)
     tl.store(row_scale_ptr + row, scale)
     _store(rows_ptr + row * WIDTH, columns, x, scale, WIDTH, True, LARGEST_FLOAT8)
+
+
+@triton.jit
+def turned(x, angles_ptr, GROUP: tl.constexpr, K: tl.constexpr, BACK: tl.constexpr):
+    """Each pair of channels of some heads (GROUP, K) turned by a token's angle, or back by it."""
+    cos, sin = tl.split(tl.reshape(tl.load(angles_ptr + tl.arange(0, K)), [K // 2, 2]))
+    if BACK:
+        sin = -sin
+    even, odd = tl.split(tl.reshape(x, [GROUP, K // 2, 2]))
+    pairs = tl.join(even * cos[None] - odd * sin[None], even * sin[None] + odd * cos[None])
+    return tl.reshape(pairs, [GROUP, K])
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -170,11 +182,7 @@ def _heads(x_ptr, weight_ptr, rotation_ptr, out_ptr, tokens, row_stride, HEADS: 
     weight = tl.load(weight_ptr + channels).to(tl.float32)
     x = x * tl.rsqrt(tl.sum(x * x, axis=1)[:, None] / K + EPS) * weight[None]
     if ROTATE:
-        angles = rotation_ptr + (row % tokens) * K
-        cos, sin = tl.split(tl.reshape(tl.load(angles + channels), [K // 2, 2]))
-        even, odd = tl.split(tl.reshape(x, [GROUP, K // 2, 2]))
-        turned = tl.join(even * cos[None] - odd * sin[None], even * sin[None] + odd * cos[None])
-        x = tl.reshape(turned, [GROUP, K])
+        x = turned(x, rotation_ptr + (row % tokens) * K, GROUP, K, False)
     tl.store(out_ptr + row * HEADS * K + place, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -219,7 +227,7 @@ def _launch_residual_norm(
         WIDTH=width,
         FIRST=first,
         SECOND=second,
-        TOKENS=TOKENS,
+        AT_ONCE=TOKENS,
         EPS=LAYER_NORM_EPS,
         GATED=gate is not None,
         NORM=shift is not None,

@@ -22,7 +22,7 @@ from kandinsky5.checkpoint.finite import check_finite
 from kandinsky5.checkpoint.turn import TURN
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import NATIVE_SIZES, VAE_FACTOR
-from kandinsky5.hub import HubArguments, need
+from kandinsky5.hub import HubArguments, Watch, bars, need
 from kandinsky5.model.arguments import NETWORK_ONLY, check_arguments
 from kandinsky5.model.loading import checkpoint_errors, refuse_pickles, requested_dtype, single_file
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
@@ -307,14 +307,14 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         """Raise RequestError for a network, known by its config, that this pipeline cannot run. This one runs any."""
 
     @classmethod
-    def check_checkpoint(cls, source: str, hub: HubArguments) -> None:
+    def check_checkpoint(cls, source: str, hub: HubArguments, watch: Watch = bars) -> None:
         """`check_network` of a folder or a hub id: some kilobytes, before gigabytes are fetched.
 
         Raises:
             RequestError, CheckpointError: as `check_network` and `HubArguments.folder`.
         """
         if cls.task == "editing":
-            cls._check_network_in(replace(hub, force=False).folder(source, NETWORK_CONFIG))
+            cls._check_network_in(replace(hub, force=False).folder(source, NETWORK_CONFIG, watch))
 
     @classmethod
     def _check_network_in(cls, folder: Path) -> None:

@@ -23,8 +23,9 @@ from kandinsky5.train.settings import TIME_DENSITIES, ObjectiveSettings
 class Points:
     """B rows of one size with their chance: where on its path each is looked at, and what leads there.
 
-    clean, noise: (B, 1, h, w, C) float32, the ends of the path; t: (B,) float32, the time. source: (B, 1, h, w, C) of
-    the pictures to be edited, or None. text: (B, L, E), mask: (B, L) bool or None, pooled: (B, P), in the dtype of the
+    clean, noise: (B, 1, h, w, C) float32, the ends of the path; t: (B,) float32, the time. source:
+    (B, 1, h, w, C + 1) of the pictures to be edited, and one where there is one, or None; a network that takes none
+    does not look at it. text: (B, L, E), mask: (B, L) bool or None, pooled: (B, P), in the dtype of the
     network's blocks.
     """
 
@@ -63,6 +64,7 @@ def points_of(
     source = None
     if rows.source_mean is not None and rows.source_deviation is not None:
         source = _sample(rows.source_mean, rows.source_deviation, of_source)
+        source = torch.cat([source, torch.ones_like(source[..., :1])], dim=-1)
     length = rows.conditioning.text.shape[1]
     texts = rows.conditioning.pad(math.ceil(length / text_multiple) * text_multiple)
     mask = texts.padding_mask  # here on the CPU, where looking at it waits for nothing
@@ -84,13 +86,13 @@ def losses(network: Any, points: Points) -> Tensor:
 
 
 def _velocity(network: Any, points: Points, x: Tensor, t: Tensor) -> Tensor:
-    """The network at x (B, 1, h, w, C) and times (B,). Without a source it sees zeros, if any."""
+    """The network at x (B, 1, h, w, C) and times (B,). Without a source it sees zeros, if it takes one."""
     height, width = x.shape[2:4]
     _, rows, columns = network.config.patch_size
     shown = x
     if network.config.visual_cond:
-        mask = x.new_full((*x.shape[:-1], 1), float(points.source is not None))
-        shown = torch.cat([x, torch.zeros_like(x) if points.source is None else points.source, mask], dim=-1)
+        none = x.new_zeros(*x.shape[:-1], x.shape[-1] + 1)
+        shown = torch.cat([x, none if points.source is None else points.source], dim=-1)
     velocity: Tensor = network(
         hidden_states=shown,
         encoder_hidden_states=points.text,
