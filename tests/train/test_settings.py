@@ -143,6 +143,11 @@ def test_changes_of_the_command_line(tmp_path: Path) -> None:
         ("", "optimiser.name=muon", r'inside blocks, which an adapter.*tuning\.kind = "full"'),
         (DRAWN, "data.sources.weight=2", r"data\.sources\.weight is no setting; did you mean map_weight"),
         (DRAWN, "data.sources.kind=drawing", "'drawing' is not one of folder, .*, drawn"),
+        (
+            DRAWN + 'architecture = "toy"\n',
+            "data.sources.kind=drawing",
+            r"sources\.kind = 'drawing' is not one of",
+        ),
         (DRAWN, "data.sources.architecture=large", "not one of embedded, toy"),
         (DRAWN, 'data.sources.compiled=["all"]', "not one of text, autoencoder, renderer"),
         (DRAWN, "tuning.kind=lora", 'teaches every weight: set tuning.kind = "full"'),

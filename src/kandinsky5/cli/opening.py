@@ -20,7 +20,10 @@ from kandinsky5.variants import ModelSource, resolve_model
 if TYPE_CHECKING:
     from kandinsky5.engine import Engine
 
-IMPORTED_ALOUD = ("torchao", "bitsandbytes", "torch.utils._pytree")
+IMPORTED_ALOUD = (
+    *("torchao", "bitsandbytes", "torch.utils._pytree"),
+    "diffusers.quantizers.torchao.torchao_quantizer",
+)
 """Loggers that remark on this machine while diffusers imports what it can quantise with; `--debug` shows it."""
 
 

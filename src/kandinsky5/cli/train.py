@@ -18,7 +18,6 @@ from typer import Argument, Option
 from kandinsky5.cli import options
 from kandinsky5.cli.extras import require_extra
 from kandinsky5.cli.imports import collecting_later
-from kandinsky5.cli.opening import quieten_imports
 from kandinsky5.errors import RequestError
 
 if TYPE_CHECKING:
@@ -74,7 +73,6 @@ def train(
         from kandinsky5.train.training import train as carry_out
 
     if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
-        quieten_imports()
         for library in (diffusers_logging, transformers_logging):
             library.set_verbosity_error()
             library.disable_progress_bar()

@@ -143,15 +143,24 @@ def _build(kind: type, tree: Any, where: str) -> Any:
     return kind(**{name: _value(hints[name], value, _key(where, name)) for name, value in tree.items()})
 
 
+def _table_of(tables: Sequence[Any], value: Any, where: str) -> Any:
+    """The one whose kind a table says; the first where it says none, or is no table."""
+    if not isinstance(value, Mapping) or "kind" not in value:
+        return tables[0]
+    for table in tables:
+        if value["kind"] in table.KINDS:
+            return table
+    kinds = ", ".join(kind for table in tables for kind in table.KINDS)
+    raise RequestError(f"{where}.kind = {value['kind']!r} is not one of {kinds}.")
+
+
 def _key(where: str, name: str) -> str:
     return f"{where}.{name}" if where else str(name)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType):  # of tables that their kind tells apart
-        kind = value.get("kind") if isinstance(value, Mapping) else None
-        tables = get_args(hint)
-        hint = next((table for table in tables if kind in table.KINDS), tables[0])
+        hint = _table_of(get_args(hint), value, where)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)  # type: ignore[arg-type]
     if get_origin(hint) is tuple:
