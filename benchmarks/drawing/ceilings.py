@@ -67,6 +67,8 @@ def pieces(bench: Bench) -> Iterator[Row]:
     query = packed.chunk(3, dim=-1)[0].unflatten(-1, (-1, K))
     weight = torch.randn(K, device=device, dtype=bench.dtype)
     rotation = torch.randn(scene.tokens, K // 2, 2, device=device)
+    queries = x.unflatten(-1, (-1, K))
+    key, value = torch.randn(2, 2, bench.tokens, *queries.shape[2:], device=device, dtype=bench.dtype)
     size = x.nbytes
     for quantise in (False, True):
         written = size // 2 if quantise else size
@@ -83,6 +85,11 @@ def pieces(bench: Bench) -> Iterator[Row]:
                 lambda k, q=quantise: k.add_gated_norm_modulate(x, gate, out, shift, scale, q),
             ),
             ("gelu", hidden.nbytes + hidden_written, lambda k, q=quantise: k.gelu(hidden, q)),
+            (
+                "attend_text",
+                size + written,
+                lambda k, q=quantise: k.attend_text(queries, weight, key, value, None, q),
+            ),
         ]
         if quantise:
             cases.append(("quantise", size + written, lambda k: k.quantise(x)))

@@ -255,7 +255,7 @@ def _bytes_of(network: torch.nn.Module) -> int:
 
 def _sort_of(kernel: str) -> str:
     key = kernel.lower()
-    if any(word in key for word in ("fmha", "flash", "sdpa", "attention", "cudnn_generated")):
+    if any(word in key for word in ("fmha", "flash", "sdpa", "attention", "_attend", "cudnn_generated")):
         return "attention"
     if any(word in key for word in ("_residual_norm", "_heads", "_row")) and "rowwise" not in key:
         return "fused kernels"

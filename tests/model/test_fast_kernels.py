@@ -141,6 +141,64 @@ def test_norm_rotate(kernels, draw, dtype, rotated, packed):
     close(found, expected, TOLERANCE[dtype])
 
 
+def attended(query, weight, key, value, mask):
+    """In float64."""
+    query = F.rms_norm(query.double(), query.shape[-1:], weight.double(), torch.finfo(torch.float32).eps)
+    heads_first = (x.double().transpose(1, 2) for x in (query, key, value))
+    mask = None if mask is None else mask[:, None, None]
+    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2).flatten(-2)
+
+
+def text_of(draw, dtype, keys=70, mask=True):
+    """More keys than a program takes at a time, of which an entry's padding fills more than one of its times.
+
+    In float16 for bfloat16 where Triton's interpreter multiplies: it takes bfloat16 for whole numbers (triton 3.9).
+    """
+    dtype = torch.float16 if INTERPRETED and dtype == torch.bfloat16 else dtype
+    query, weight = draw(B, 37, A, K, dtype=dtype, mean=0), draw(K, dtype=dtype)
+    key, value = draw(B, keys, 2, A, K, dtype=dtype, mean=0).unbind(2)  # slices of one product
+    there = torch.arange(keys, device=key.device) < torch.tensor([[keys], [3]], device=key.device)
+    return query, weight, key, value, there if mask else None
+
+
+@pytest.mark.parametrize("quantise", [False, True])
+@pytest.mark.parametrize("mask", [False, True], ids=["all", "masked"])
+def test_attend_text(kernels, draw, dtype, mask, quantise):
+    given = text_of(draw, dtype, mask=mask)
+    found = kernels.attend_text(*given, quantise)
+    assert isinstance(found, ScaledRows) == quantise
+    close(found, attended(*given), FLOAT8_TOLERANCE if quantise else TOLERANCE[dtype])
+
+
+def test_the_scale_of_attended_rows_is_that_of_what_they_may_attend_to(kernels, draw, dtype):
+    query, weight, key, value, mask = text_of(draw, dtype)
+    value[1, 3:] = 1e6  # padding
+    rows = kernels.attend_text(query, weight, key, value, mask, True)
+    largest = torch.stack([value[0].abs().amax(), value[1, :3].abs().amax()]).float()
+    assert torch.allclose(rows.scale[..., 0], (largest / 448)[:, None].expand(B, query.shape[1]))
+
+
+def test_a_padded_entry_is_attended_as_if_alone(kernels, draw, dtype):
+    """To the bit: nothing of its neighbours' length is left, in float8 neither."""
+    query, weight, key, value, mask = text_of(draw, dtype)
+    rows = kernels.attend_text(query, weight, key, value, mask, True)
+    alone = kernels.attend_text(query[1:], weight, key[1:, :3], value[1:, :3], None, True)
+    assert torch.equal(rows.scale[1:], alone.scale)
+    close(
+        ScaledRows(values=rows.values[1:], scale=rows.scale[1:], dtype=dtype), alone.widened().double(), 0.02
+    )
+
+
+def test_attended_numbers_that_are_none_stay_in_their_row(kernels, draw):
+    query, weight, key, value, _ = text_of(draw, torch.float32)
+    query[0, 5, 2, 1] = float("nan")
+    for quantise in (False, True):
+        found = kernels.attend_text(query, weight, key, value, None, quantise)
+        found = found.widened() if quantise else found
+        lost = found.isnan()
+        assert lost[0, 5, 2 * K : 3 * K].all() and lost.sum() == K
+
+
 def test_heads_of_another_width(kernels, draw):
     """Not a power of two, which a Triton program's channels must be."""
     x, weight, angles = draw(B, N, A, 12), draw(12), draw(N, 6)

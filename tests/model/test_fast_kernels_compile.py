@@ -14,15 +14,19 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from kandinsky5.model import triton_gradients, triton_kernels  # noqa: E402
+from kandinsky5.model import triton_attention, triton_gradients, triton_kernels  # noqa: E402
 
 WIDTH, FF_WIDTH, HEADS, K = 2560, 10240, 20, 128
 CARDS = {"ampere": 80, "hopper": 90}
 FLOAT8 = {"LARGEST_FLOAT8": 448.0, "LEAST": 1e-12}
 
 
+def warps(count):
+    return {"num_warps": count}
+
+
 def cases(out):
-    """Name -> (kernel, types of its pointers and numbers, constants, warps)"""
+    """(kernel, types of its pointers and numbers, constants, options)"""
     norm = {
         "x_ptr": "*bf16",
         "gate_ptr": "*fp32",
@@ -47,20 +51,42 @@ def cases(out):
     quantise = out != "*bf16"
     for gated, normed in ((True, True), (False, True), (True, False)):
         flags = {"GATED": gated, "NORM": normed, "QUANTISE": quantise}
-        yield triton_kernels._residual_norm, norm, sizes | flags, triton_kernels.warps_of(2048)
+        yield triton_kernels._residual_norm, norm, sizes | flags, warps(triton_kernels.warps_of(2048))
     if quantise:
         for gelu, width, columns in ((True, FF_WIDTH, 16384), (False, WIDTH, 4096)):
             constants = {"WIDTH": width, "COLUMNS": columns, "GELU": gelu, **FLOAT8}
-            yield triton_kernels._row, row, constants, triton_kernels.warps_of(columns)
+            yield triton_kernels._row, row, constants, warps(triton_kernels.warps_of(columns))
     for rotated in (True, False):
         yield (
             triton_kernels._heads,
             heads,
             head_sizes | {"ROTATE": rotated},
-            triton_kernels.group_of(HEADS, K)[1],
+            warps(triton_kernels.group_of(HEADS, K)[1]),
         )
+    yield from attention_cases(out)
     if not quantise:
         yield from backward_cases(sizes, head_sizes)
+
+
+def attention_cases(out):
+    """Of bfloat16."""
+    names = ("query_ptr", "weight_ptr", "key_ptr", "value_ptr")
+    types = dict.fromkeys(names, "*bf16") | {"mask_ptr": "*u8", "largest_ptr": "*fp32", "out_ptr": out}
+    types |= {"row_scale_ptr": "*fp32", "tokens": "i32", "keys": "i32"}
+    strides = (f"{name}_{of}" for name in ("query", "key", "value") for of in ("entry", "row"))
+    types |= dict.fromkeys(strides, "i32")
+    constants = {
+        "HEADS": HEADS,
+        "K": K,
+        "EPS": 1e-7,
+        "EXPONENT": 0.1275,
+        "QUANTISE": out != "*bf16",
+        **FLOAT8,
+    }
+    constants |= {"QUERIES": triton_attention.QUERIES, "KEYS": triton_attention.KEYS}
+    for masked in (True, False):
+        options = warps(triton_attention.WARPS) | {"num_stages": triton_attention.STAGES}
+        yield triton_attention._attend_text, types, constants | {"MASKED": masked}, options
 
 
 def backward_cases(sizes, head_sizes):
@@ -70,7 +96,7 @@ def backward_cases(sizes, head_sizes):
     constants = {name: sizes[name] for name in ("WIDTH", "FIRST", "SECOND", "EPS")}
     for gated in (True, False):
         kernel = triton_gradients._norm_backward
-        yield kernel, norm, constants | {"GATED": gated}, triton_kernels.warps_of(2048)
+        yield kernel, norm, constants | {"GATED": gated}, warps(triton_kernels.warps_of(2048))
     heads = dict.fromkeys(("x_ptr", "weight_ptr", "grad_ptr", "x_grad_ptr"), "*bf16")
     heads |= {"rotation_ptr": "*fp32", "tokens": "i32"}
     for rotated in (True, False):
@@ -78,7 +104,7 @@ def backward_cases(sizes, head_sizes):
             triton_gradients._heads_backward,
             heads,
             head_sizes | {"ROTATE": rotated},
-            triton_kernels.group_of(HEADS, K)[1],
+            warps(triton_kernels.group_of(HEADS, K)[1]),
         )
 
 
@@ -88,17 +114,21 @@ def test_kernels_compile_without_spilling(card, out, tmp_path):
     if card == "ampere" and out != "*bf16":
         pytest.skip("no float8 before Hopper")
     target = GPUTarget("cuda", CARDS[card], 32)
-    for kernel, types, constants, warps in cases(out):
+    for kernel, types, constants, options in cases(out):
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
-        aligned = [name for name, kind in types.items() if kind.startswith("*") or name.endswith("stride")]
+        aligned = [
+            name
+            for name, kind in types.items()
+            if kind.startswith("*") or name.endswith(("stride", "_entry", "_row"))
+        ]
         source = ASTSource(
             kernel,
             signature,
             constexprs={places[name]: value for name, value in constants.items()},
             attrs={places[name]: [["tt.divisibility", 16]] for name in aligned},  # as at a launch
         )
-        made = triton.compile(source, target=target, options={"num_warps": warps})
+        made = triton.compile(source, target=target, options=options)
         assert "ld.global.v4" in made.asm["ptx"], "16 bytes at a time"
         assert bytes_on_the_stack(made.asm["cubin"], tmp_path) == 0, f"{kernel.fn.__name__} spills"
 

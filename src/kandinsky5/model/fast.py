@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 TABLE_BYTES: Final = 2**27
 """Memory for a prompt's window of steps: 12 steps of two rows at the published size."""
 
+NATIVE: Final = "native"
+"""torch's own attention, the back end where nobody chose another: the kernels may compute what it would."""
+
 KEPT_TABLES: Final = 2
 """The two branches of a run that evaluates them in turn."""
 
@@ -253,8 +256,12 @@ def _cross_attention(
 ) -> Tensor:
     query = _heads(attention, product(attention.to_query, rows))
     key, value = (_heads(attention, x) for x in products([attention.to_key, attention.to_value], text))
-    query = kernels.norm_rotate(query, attention.query_norm.weight, None)
     key = kernels.norm_rotate(key, attention.key_norm.weight, None)
+    if back_end_of(attention.processor) == NATIVE:
+        quantise = read_float8([attention.out_layer])
+        rows = kernels.attend_text(query, attention.query_norm.weight, key, value, mask, quantise)
+        return product(attention.out_layer, rows)
+    query = kernels.norm_rotate(query, attention.query_norm.weight, None)
     return _attended(kernels, attention, query, key, value, mask)
 
 

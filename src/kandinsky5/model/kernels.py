@@ -5,7 +5,7 @@ product, in the network's dtype or as float8 with a scale a row; without gradien
 operations and is what the others are tested against; `kernels_for` chooses, and `stretches_for` does so for the
 ordinary way. Refuses to know: weights, layers, times.
 
-Shapes: B batch, N tokens, D width of a row, A heads of K channels.
+Shapes: B batch, N tokens, M tokens of text, D width of a row, A heads of K channels.
 """
 
 import os
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kandinsky5.model.precision import at_least_float32
-from kandinsky5.model.scaled import ScaledRows, quantise_rows
+from kandinsky5.model.scaled import ScaledRows, quantise_rows, scaled_rows
 from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches, modulated
 
 Rows: TypeAlias = Tensor | ScaledRows
@@ -40,6 +40,9 @@ class Kernels:
     norm_rotate: (x (B, N, A, K), weight (K,), rotation (N, K / 2, 2) or None) -> (B, N, A, K) in the dtype of x.
     gelu: (x (B, N, D), quantise) -> rows: the exact (erf) GELU.
     quantise: x (B, N, D) -> float8 rows.
+    attend_text: (query (B, N, A, K) before its norm, weight (K,) of that norm, key and value (B, M, A, K), key_mask
+        (B, M) bool or None, quantise) -> rows of A K channels. Float8 rows of an entry share the scale of the largest
+        value that may be attended to, which no result exceeds.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Kernels:
     norm_rotate: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     gelu: Callable[[Tensor, bool], Rows]
     quantise: Callable[[Tensor], ScaledRows]
+    attend_text: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, bool], Rows]
 
 
 def kernels_for(device: torch.device, *, float8: bool) -> Kernels:
@@ -113,6 +117,21 @@ def _gelu(x: Tensor, quantise: bool) -> Rows:
     return _rows(F.gelu(at_least_float32(x)), x.dtype, True) if quantise else F.gelu(x)
 
 
+def _attend_text(
+    query: Tensor, weight: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, quantise: bool
+) -> Rows:
+    query = EAGER_STRETCHES.norm_rotate(query, weight, None)
+    mask = None if key_mask is None else key_mask[:, None, None]
+    query, key, values = (x.transpose(1, 2) for x in (query, key, value))
+    out = F.scaled_dot_product_attention(query, key, values, attn_mask=mask).transpose(1, 2).flatten(-2)
+    if not quantise:
+        return out
+    largest = at_least_float32(value).abs().amax((2, 3))
+    if key_mask is not None:
+        largest = largest.masked_fill(~key_mask, 0)
+    return scaled_rows(out, largest.amax(1)[:, None, None], out.dtype)
+
+
 def _rows(x: Tensor, dtype: torch.dtype, quantise: bool) -> Rows:
     """Rows in the dtype a product reads; quantised ones are rounded once, from what was computed."""
     return quantise_rows(x, dtype) if quantise else x.to(dtype)
@@ -126,4 +145,5 @@ EAGER = Kernels(
     norm_rotate=EAGER_STRETCHES.norm_rotate,
     gelu=_gelu,
     quantise=lambda x: quantise_rows(x, x.dtype),
+    attend_text=_attend_text,
 )

@@ -15,6 +15,8 @@ from torch import Tensor
 from kandinsky5.model.kernels import EAGER, Kernels, Rows
 from kandinsky5.model.precision import LAYER_NORM_EPS, RMS_NORM_EPS
 from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
+from kandinsky5.model.triton_attention import attend_text
+from kandinsky5.model.triton_numbers import clamped, largest_or_nan, scale_of
 
 ELEMENTS_A_WARP = 512
 """16 a thread: two 16-byte accesses of bfloat16."""
@@ -34,27 +36,10 @@ and 0.072 to bfloat16, 2 took 0.061 and 0.071, 8 0.056 and 0.054 (benchmarks/res
 
 
 @triton.jit
-def _largest_or_nan(a, b):
-    """The larger; no number if one of them is none, so that a row's scale keeps what clamping would hide."""
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _scale_of(largest, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):
-    """The scale of a row whose largest magnitude is given."""
-    return _largest_or_nan(largest / LARGEST_FLOAT8, LEAST)
-
-
-@triton.jit
-def _clamped(y, LARGEST_FLOAT8: tl.constexpr):
-    return tl.minimum(tl.maximum(y, -LARGEST_FLOAT8), LARGEST_FLOAT8)
-
-
-@triton.jit
 def _store(rows_ptr, columns, x, scale, end, QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr):
     """Some columns of a row for the next product, in float8 over the row's scale if asked for."""
     if QUANTISE:
-        x = _clamped(x * (1.0 / scale), LARGEST_FLOAT8)
+        x = clamped(x * (1.0 / scale), LARGEST_FLOAT8)
     tl.store(rows_ptr + columns, x.to(rows_ptr.dtype.element_ty), mask=columns < end)
 
 
@@ -114,10 +99,10 @@ def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows
             x, y = x * inverse * scale + shift, y * inverse * scale_too + shift_too
             row_scale = 1.0
             if QUANTISE:
-                largest = _largest_or_nan(
-                    tl.reduce(tl.abs(x), 0, _largest_or_nan), tl.reduce(tl.abs(y), 0, _largest_or_nan)
+                largest = largest_or_nan(
+                    tl.reduce(tl.abs(x), 0, largest_or_nan), tl.reduce(tl.abs(y), 0, largest_or_nan)
                 )
-                row_scale = _scale_of(largest, LARGEST_FLOAT8, LEAST)
+                row_scale = scale_of(largest, LARGEST_FLOAT8, LEAST)
                 tl.store(row_scale_ptr + row, row_scale, mask=end > 0)
             _store(rows_ptr + place, first, x, row_scale, end, QUANTISE, LARGEST_FLOAT8)
             _store(rows_ptr + place, second, y, row_scale, end, QUANTISE, LARGEST_FLOAT8)
@@ -153,7 +138,7 @@ def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, COLUMNS: tl.conste
     x = load_columns(x_ptr + row * WIDTH, columns, WIDTH)
     if GELU:
         x = _gelu_of(x)
-    scale = _scale_of(tl.reduce(tl.abs(x), 0, _largest_or_nan), LARGEST_FLOAT8, LEAST)
+    scale = scale_of(tl.reduce(tl.abs(x), 0, largest_or_nan), LARGEST_FLOAT8, LEAST)
     tl.store(row_scale_ptr + row, scale)
     _store(rows_ptr + row * WIDTH, columns, x, scale, WIDTH, True, LARGEST_FLOAT8)
 
@@ -327,4 +312,5 @@ TRITON = Kernels(
     norm_rotate=_norm_rotate,
     gelu=_gelu,
     quantise=_quantise,
+    attend_text=attend_text,
 )
