@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from safetensors.torch import load_file, save_file
 
 from kandinsky5 import verification
@@ -223,20 +224,28 @@ def test_times_that_cannot_be_are_refused(folder, kind):
         Kandinsky5T2IPipeline.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity"])
+def test_a_shift_that_is_no_number_is_refused(folder, value):
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(re.sub(r'"shift": [\d.]+', f'"shift": {value}', file.read_text()))
+    with pytest.raises(CheckpointError, match=rf"scheduler_config\.json.*({value}|shift)"):
+        Kandinsky5T2IPipeline.from_pretrained(folder)
+
+
 def test_a_scheduler_of_another_kind_is_refused(folder):
     edit(folder / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
     with pytest.raises(CheckpointError, match=r"DDIMScheduler.*velocities"):
         Kandinsky5T2IPipeline.from_pretrained(folder)
 
 
-def test_a_solver_with_flow_sigmas_is_assigned_saved_and_loaded(folder, tmp_path):
+@pytest.mark.parametrize("solver", [UniPCMultistepScheduler, DPMSolverMultistepScheduler])
+def test_a_solver_with_flow_sigmas_is_assigned_saved_and_loaded(folder, tmp_path, solver):
+    """DPM++'s config holds -Infinity, which is no JSON, but diffusers writes it."""
     pipe = Kandinsky5T2IPipeline.from_pretrained(folder)
-    pipe.scheduler = UniPCMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
-    )
+    pipe.scheduler = solver(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
     pipe.save_pretrained(tmp_path / "saved")
     again = Kandinsky5T2IPipeline.from_pretrained(tmp_path / "saved")
     again.set_progress_bar_config(disable=True)
-    assert type(again.scheduler) is UniPCMultistepScheduler
+    assert type(again.scheduler) is solver
     picture = again("a red circle", num_inference_steps=2, output_type="pt").image
     assert picture.isfinite().all() and torch.is_tensor(picture)

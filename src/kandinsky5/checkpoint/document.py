@@ -13,8 +13,12 @@ MAX_BYTES = 64 * 2**20
 """Qwen's tokenizer.json, the largest that is published, has 11 MB."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
     """The JSON object in a file.
+
+    Args:
+        path: of the file.
+        infinite: take Infinity and -Infinity, which are no JSON: diffusers writes them into schedulers' configs.
 
     Raises:
         CheckpointError: a file that is missing, unreadable, absurdly large, no JSON, or no object.
@@ -29,11 +33,13 @@ def read_object(path: Path) -> dict[str, Any]:
         raise
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    return parse_object(text, str(path))
+    return parse_object(text, str(path), infinite=infinite)
 
 
-def parse_object(text: str, name: str) -> dict[str, Any]:
+def parse_object(text: str, name: str, *, infinite: bool = False) -> dict[str, Any]:
     """The JSON object in a text; `name` says in errors where it stood. A key twice is an error, not the last value.
+
+    `infinite` as for `read_object`.
 
     Raises:
         CheckpointError: no JSON, no object, a key twice.
@@ -42,7 +48,7 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
         content = json.loads(
             text,
             object_pairs_hook=lambda pairs: _without_repeats(pairs, name),
-            parse_constant=lambda word: _refuse_constant(word, name),
+            parse_constant=lambda word: _constant(word, name, infinite),
         )
     except CheckpointError:
         raise
@@ -58,7 +64,10 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
-def _refuse_constant(word: str, name: str) -> None:
+def _constant(word: str, name: str, infinite: bool) -> float:
+    """What JSON has no numbers for: Infinity, -Infinity, NaN."""
+    if infinite and word != "NaN":
+        return float(word)
     raise CheckpointError(f"{name} has the value {word}, which is no JSON.")
 
 

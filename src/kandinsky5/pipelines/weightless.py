@@ -52,7 +52,7 @@ def load_light(name: str, entry: list[str], folder: Path) -> Any:
     """
     for file in folder.glob("*.json"):
         if file.name not in NO_OBJECTS:
-            check_no_code(read_object(file), file)
+            check_no_code(read_object(file, infinite=name == "scheduler"), file)
     if name == "scheduler":
         _check_times(folder / SCHEDULER_CONFIG)
     try:
@@ -83,7 +83,7 @@ def check_no_code(config: Mapping[str, Any], file: Path) -> None:
 
 def _check_times(file: Path) -> None:
     """The settings that times are made of, before a table of so many is."""
-    config = read_object(file)
+    config = read_object(file, infinite=True)
     for field in ("shift", "flow_shift"):
         shift = config.get(field, 1.0)
         if type(shift) not in (int, float) or not 0 < shift <= LARGEST_SHIFT:
