@@ -14,6 +14,7 @@ import torch
 
 from kandinsky5.errors import RequestError
 from kandinsky5.model.fast import FastPath, prepare_for_speed
+from kandinsky5.model.float8_attention import why_no_float8_attention
 from kandinsky5.model.kernels import kernels_for, why_no_triton
 from kandinsky5.model.quantising import quantise
 from kandinsky5.model.scaled import ScaledLinear, why_no_float8_products
@@ -28,7 +29,7 @@ SHORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 MODES: Final = MappingProxyType(
     {
         "exact": "the ordinary arithmetic in fewer passes over memory",
-        "fp8": "the same with the visual blocks' products in float8, each row with its own scale",
+        "fp8": "the same with the visual blocks' products in float8, and their attention where cuDNN's front end is",
     }
 )
 """Ways to evaluate the network other than the ordinary one."""
@@ -86,13 +87,20 @@ class Mode:
 
     kernels: "triton" or "eager", who computes what stands between the products.
     products: the dtype that the visual blocks' layers are multiplied in.
+    attention: the dtype that visual tokens attend to each other in.
     reasons: why it is not all that it could be, in words; empty where it is.
     """
 
     name: str
     kernels: str
     products: str
+    attention: str
     reasons: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """In words, without the reasons."""
+        return f"{self.kernels} kernels, products in {self.products}, attention in {self.attention}"
 
 
 def resolve_mode(name: str, device: torch.device, dtype: torch.dtype) -> Mode:
@@ -104,14 +112,18 @@ def resolve_mode(name: str, device: torch.device, dtype: torch.dtype) -> Mode:
     if name not in MODES:
         raise RequestError(f"mode {name!r} is not one of {', '.join(MODES)}.")
     plain = str(dtype).removeprefix("torch.")
-    reasons, products = [why_no_triton(device, float8=name == "fp8")], plain
+    reasons, products, attention = [why_no_triton(device, float8=name == "fp8")], plain, plain
     if name == "fp8":
         reasons.append(why_no_float8_products(device, dtype))
         products = "float8" if reasons[-1] is None else "float8 weights, widened to float32"
+        if reasons == [None, None]:
+            reasons.append(why_no_float8_attention(device))
+            attention = plain if reasons[-1] else "float8"
     return Mode(
         name=name,
         kernels=kernels_for(device, float8=name == "fp8").name,
         products=products,
+        attention=attention,
         reasons=tuple(reason for reason in reasons if reason is not None),
     )
 
@@ -161,7 +173,7 @@ def use_mode(
     prepare_for_speed(network)
     network.fast_path = FastPath(float8=name == "fp8", graphs=graphs)
     because = f" ({'; '.join(mode.reasons)})" if mode.reasons else ""
-    logger.info("mode: %s, %s kernels, products in %s%s", name, mode.kernels, mode.products, because)
+    logger.info("mode: %s, %s%s", name, mode.told, because)
     return mode
 
 

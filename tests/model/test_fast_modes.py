@@ -7,7 +7,7 @@ import torch
 
 from kandinsky5 import placement
 from kandinsky5.errors import RequestError
-from kandinsky5.model import kernels
+from kandinsky5.model import float8_attention, kernels
 from kandinsky5.model.scaled import ScaledLinear
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
@@ -44,9 +44,25 @@ def test_on_a_processor_the_eager_twins_run(name):
 def test_by_card(monkeypatch, capability, exact, fp8):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(placement, "why_no_float8_attention", lambda _: None)
     for name, expected in (("exact", exact), ("fp8", fp8)):
         mode = resolve_mode(name, CUDA, torch.bfloat16)
         assert (mode.kernels, mode.products, len(mode.reasons)) == expected
+
+
+def test_attention_is_float8_where_cudnns_front_end_is(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(float8_attention, "find_spec", lambda _: None)
+    mode = resolve_mode("fp8", CUDA, torch.bfloat16)
+    assert mode.attention == "bfloat16" and "kandinsky5[fp8]" in mode.reasons[0]
+    assert kernels.kernels_for(CUDA, float8=True).attend_self is None
+    for module in (placement, kernels):
+        monkeypatch.setattr(module, "why_no_float8_attention", lambda _: None)
+    mode = resolve_mode("fp8", CUDA, torch.bfloat16)
+    assert (mode.attention, mode.reasons) == ("float8", ())
+    assert kernels.kernels_for(CUDA, float8=True).attend_self is not None
+    assert kernels.kernels_for(CUDA, float8=False).attend_self is None
 
 
 def test_without_triton(monkeypatch):
@@ -95,7 +111,7 @@ def test_into_a_mode_and_back(network, caplog):
     with caplog.at_level("INFO"):
         mode = use_mode(network, "exact")
     assert mode == resolve_mode("exact", CPU, torch.float32)
-    assert "mode: exact, eager kernels, products in float32 (" in caplog.text
+    assert "mode: exact, eager kernels, products in float32, attention in float32 (" in caplog.text
     assert not any(isinstance(module, ScaledLinear) for module in network.modules())
     assert use_mode(network, None) is None and network.fast_path is None
 

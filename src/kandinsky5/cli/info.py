@@ -66,7 +66,10 @@ def describe(device: str = "auto", precision: str = "auto", budget: Budget | Non
         },
         "attention": _attention_backend(),
         "mode": automatic_mode(chosen) or "ordinary",
-        "modes": [asdict(resolve_mode(name, chosen, dtype)) for name in MODES],
+        "modes": [
+            asdict(mode) | {"told": mode.told}
+            for mode in (resolve_mode(name, chosen, dtype) for name in MODES)
+        ],
         "plans": _plans(chosen, dtype, budget or Budget()),
         "models": _models(),
     }
@@ -175,7 +178,7 @@ def _as_text(facts: dict[str, Any]) -> str:
 def _mode_line(mode: dict[str, Any]) -> str:
     """A mode that `placement.use_mode` would put a network into here, and why it is no faster than that."""
     because = f": {'; '.join(mode['reasons'])}" if mode["reasons"] else ""
-    return f"mode {mode['name']:<11} {mode['kernels']} kernels, products in {mode['products']}{because}"
+    return f"mode {mode['name']:<11} {mode['told']}{because}"
 
 
 def _absence(model: dict[str, Any]) -> str:

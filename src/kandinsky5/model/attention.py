@@ -13,6 +13,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, dispatch_attention_fn
 from torch import Tensor, nn
 
+from kandinsky5.model.float8_attention import HeadScales
 from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches
 
 WITHOUT_MASK: Final = frozenset(
@@ -76,6 +77,8 @@ class Attention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = SoftmaxAttention
     _available_processors = (SoftmaxAttention,)
     _supports_qkv_fusion = False
+    head_scales: HeadScales | None = None
+    """Of self-attention whose layers are float8 (`quantising`)."""
 
     def __init__(self, model_dim: int, head_dim: int):
         super().__init__()

@@ -246,6 +246,12 @@ def velocity(
 def _self_attention(kernels: Kernels, attention: Any, rows: Rows, rotation: Tensor) -> Tensor:
     layers = [attention.to_query, attention.to_key, attention.to_value]
     query, key, value = (_heads(attention, x) for x in products(layers, rows))
+    scales = attention.head_scales
+    if kernels.attend_self is not None and scales is not None and back_end_of(attention.processor) == NATIVE:
+        weights = attention.query_norm.weight, attention.key_norm.weight
+        found = kernels.attend_self(query, weights[0], key, weights[1], value, rotation, scales)
+        if found is not None:
+            return product(attention.out_layer, found)
     query = kernels.norm_rotate(query, attention.query_norm.weight, rotation)
     key = kernels.norm_rotate(key, attention.key_norm.weight, rotation)
     return _attended(kernels, attention, query, key, value, None)

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import TypeAlias
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kandinsky5.model.float8_attention import attend_self, why_no_float8_attention
 from kandinsky5.model.precision import at_least_float32
 from kandinsky5.model.scaled import ScaledRows, quantise_rows, scaled_rows
 from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches, modulated
@@ -43,6 +44,7 @@ class Kernels:
     attend_text: (query (B, N, A, K) before its norm, weight (K,) of that norm, key and value (B, M, A, K), key_mask
         (B, M) bool or None, quantise) -> rows of A K channels. Float8 rows of an entry share the scale of the largest
         value that may be attended to, which no result exceeds.
+    attend_self: `float8_attention.attend_self`, or None where a device has none.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Kernels:
     gelu: Callable[[Tensor, bool], Rows]
     quantise: Callable[[Tensor], ScaledRows]
     attend_text: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, bool], Rows]
+    attend_self: Callable[..., ScaledRows | None] | None = None
 
 
 def kernels_for(device: torch.device, *, float8: bool) -> Kernels:
@@ -61,6 +64,8 @@ def kernels_for(device: torch.device, *, float8: bool) -> Kernels:
         return EAGER
     from kandinsky5.model.triton_kernels import TRITON
 
+    if float8 and why_no_float8_attention(device) is None:
+        return replace(TRITON, attend_self=attend_self)
     return TRITON
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from kandinsky5.errors import RequestError
+from kandinsky5.model.float8_attention import HeadScales
 from kandinsky5.model.scaled import ScaledLinear, is_float8_packed
 
 FLOAT8_LAYERS: Final = (
@@ -68,3 +69,6 @@ def quantise(network: Any) -> None:
         layer = getattr(parent, leaf)
         if type(layer) is nn.Linear:
             setattr(parent, leaf, ScaledLinear.of(layer))
+    for block in network.visual_transformer_blocks:
+        if block.self_attention.head_scales is None:
+            block.self_attention.head_scales = HeadScales.of(block.self_attention)

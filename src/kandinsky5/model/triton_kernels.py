@@ -155,19 +155,23 @@ def turned(x, angles_ptr, GROUP: tl.constexpr, K: tl.constexpr, BACK: tl.constex
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _heads(x_ptr, weight_ptr, rotation_ptr, out_ptr, tokens, row_stride, HEADS: tl.constexpr, K: tl.constexpr,
-           EPS: tl.constexpr, GROUP: tl.constexpr, ROTATE: tl.constexpr):  # fmt: skip
-    """Some heads of one token: RMS norm, then each pair of channels turned by the token's angle."""
+def _heads(x_ptr, weight_ptr, rotation_ptr, out_ptr, tokens, row_stride, scale, HEADS: tl.constexpr,
+           K: tl.constexpr, EPS: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr,
+           QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr):  # fmt: skip
+    """Some heads of one token: RMS norm, then each pair of channels turned by the token's angle; for float8 scaled."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
     channels = tl.arange(0, K)
     inside = (heads < HEADS)[:, None]
     place = heads[:, None] * K + channels[None]
     x = tl.load(x_ptr + row * row_stride + place, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + channels).to(tl.float32)
-    x = x * tl.rsqrt(tl.sum(x * x, axis=1)[:, None] / K + EPS) * weight[None]
+    if NORM:
+        weight = tl.load(weight_ptr + channels).to(tl.float32)
+        x = x * tl.rsqrt(tl.sum(x * x, axis=1)[:, None] / K + EPS) * weight[None]
     if ROTATE:
         x = turned(x, rotation_ptr + (row % tokens) * K, GROUP, K, False)
+    if QUANTISE:
+        x = tl.where(tl.abs(x) == float("inf"), float("nan"), clamped(x * scale, LARGEST_FLOAT8))
     tl.store(out_ptr + row * HEADS * K + place, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -253,20 +257,36 @@ def _launch_row(x: Tensor, *, gelu: bool) -> ScaledRows:
 
 
 def _norm_rotate(x: Tensor, weight: Tensor, rotation: Tensor | None) -> Tensor:
-    B, N, A, K = x.shape
-    if triton.next_power_of_2(K) != K:  # of no published network; a program's channels are a power of two
+    if triton.next_power_of_2(x.shape[-1]) != x.shape[-1]:  # of no published network
         return EAGER.norm_rotate(x, weight, rotation)
+    return _launch_heads(x, weight, rotation, None)
+
+
+def heads_in_float8(x: Tensor, weight: Tensor | None, rotation: Tensor | None, scale: float) -> Tensor:
+    """`norm_rotate` of (B, N, A, K), or where there is no weight `x` itself, times `scale` in float8.
+
+    K a power of two. What is not finite becomes no number.
+    """
+    return _launch_heads(x, weight, rotation, scale)
+
+
+def _launch_heads(x: Tensor, weight: Tensor | None, rotation: Tensor | None, scale: float | None) -> Tensor:
+    B, N, A, K = x.shape
     together = x.stride()[2:] == (K, 1) and (B == 1 or x.stride(0) == N * x.stride(1))
     x = x if together else x.contiguous()
-    out = torch.empty((B, N, A, K), dtype=x.dtype, device=x.device)
+    out = torch.empty((B, N, A, K), dtype=x.dtype if scale is None else FLOAT8, device=x.device)
     group, warps = group_of(A, K)
     _heads[(B * N, triton.cdiv(A, group))](
-        *(x, weight, weight if rotation is None else rotation, out, N, x.stride(1)),
+        *(x, x if weight is None else weight, x if rotation is None else rotation, out),
+        *(N, x.stride(1), 1.0 if scale is None else scale),
         HEADS=A,
         K=K,
         EPS=RMS_NORM_EPS,
         GROUP=group,
+        NORM=weight is not None,
         ROTATE=rotation is not None,
+        QUANTISE=scale is not None,
+        LARGEST_FLOAT8=LARGEST,
         num_warps=warps,
     )
     return out

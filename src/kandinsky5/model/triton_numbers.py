@@ -21,5 +21,6 @@ def scale_of(largest, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):
 
 @triton.jit
 def clamped(y, LARGEST_FLOAT8: tl.constexpr):
-    """Within what float8 has: its conversion rounds no further, but Triton's interpreter does."""
-    return tl.minimum(tl.maximum(y, -LARGEST_FLOAT8), LARGEST_FLOAT8)
+    """Within what float8 has; what is no number stays so."""
+    ALL: tl.constexpr = tl.PropagateNan.ALL
+    return tl.minimum(tl.maximum(y, -LARGEST_FLOAT8, propagate_nan=ALL), LARGEST_FLOAT8, propagate_nan=ALL)
