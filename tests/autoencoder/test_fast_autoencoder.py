@@ -17,6 +17,8 @@ from kandinsky5.memory.published import VAE
 from kandinsky5.placement import use_fast_autoencoder, why_no_triton
 from kandinsky5.variants import embedded_folder
 
+from ..pipelines.placing import WAYS, place
+
 CUDA = torch.device("cuda")
 SMALL = {**VAE, "block_out_channels": (32, 32, 64, 64), "layers_per_block": 1, "norm_num_groups": 8}
 
@@ -249,19 +251,17 @@ def test_eight_pictures_at_once_on_a_gpu():
     assert prepare_for_speed(vae) is None
     latents = torch.randn(9, 16, 128, 128, device=CUDA).bfloat16()
     found = decoded(vae, latents)
-    for place in (0, 8):
-        assert distance(found[place : place + 1], decoded(vae, latents[place : place + 1])) < 0.01
+    for row in (0, 8):
+        assert distance(found[row : row + 1], decoded(vae, latents[row : row + 1])) < 0.01
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("offload", ["none", "model", "sequential"])
-def test_pipelines_on_a_gpu(offload):
+@pytest.mark.parametrize("how", WAYS)
+def test_pipelines_on_a_gpu(how):
     """Fast by default, and drawing the same as the ordinary way, wherever its weights lie between calls."""
     pipes = [load_pipeline(str(embedded_folder()), device="cuda", mode=mode) for mode in ("auto", None)]
     assert [prepared(pipe) for pipe in pipes] == [True, False]
-    if offload != "none":
-        pipes[0].to("cpu")
-        getattr(pipes[0], f"enable_{offload}_cpu_offload")()
+    place(pipes[0].to("cpu"), how)
     latents = torch.randn(1, 1, 32, 32, 16)
     pictures = [pipe.finish(latents.to(CUDA), "pt").float().cpu() for pipe in pipes]
     assert distance(*pictures) < 0.02
