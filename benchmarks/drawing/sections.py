@@ -3,13 +3,14 @@
 Comes in: a `Bench`. Goes out: rows. Refuses to know: in which order, and in how much time.
 """
 
+import copy
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from torch import Tensor
 from drawing.bench import FEW, FEW_LIGHT, LIGHT_TOKENS, TIMES, Bench, distance, full_size_pipeline, work
 from drawing.ledger import Row, median_seconds, peak_gib, pooled_bytes, reset_peak, seconds_of
 from drawing.ways import copied, editing_network, in_float32, ours
+from kandinsky5.autoencoder import prepare_for_speed, undo
 from kandinsky5.geometry import NATIVE_SIZES
+from kandinsky5.latents import decode
 from kandinsky5.model.quantising import float8_layers
 from kandinsky5.model.scaled import ScaledLinear
 
@@ -112,31 +115,13 @@ def layers(bench: Bench) -> Iterator[Row]:
 def profile(bench: Bench, name: str) -> Iterator[Row]:
     """The kernels of a loop of `FEW` steps, and how the time is shared."""
     way, scene = bench.way(name), bench.scene()
-    way.loop(scene, FEW)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if bench.device.type == "cuda":
-        activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        way.loop(scene, FEW)
-        if bench.device.type == "cuda":
-            torch.cuda.synchronize()
-    kind = "device" if bench.device.type == "cuda" else "cpu"
-    found = [
-        (getattr(event, f"self_{kind}_time_total"), event.count, event.key)
-        for event in profiler.key_averages()
-    ]
+    found = _kernels(partial(way.loop, scene, FEW), bench)
     whole = sum(entry[0] for entry in found) or 1
     shares = {"products": 0.0, "attention": 0.0, "fused kernels": 0.0, "rest": 0.0}
     for microseconds, _, key in found:
         shares[_sort_of(key)] += microseconds / whole
     yield {"way": name, "shares": {sort: round(share, 4) for sort, share in shares.items()}}
-    for microseconds, count, key in sorted(found, reverse=True)[:14]:
-        yield {
-            "kernel": key[:90],
-            "share": round(microseconds / whole, 4),
-            "calls": count,
-            "us_a_call": microseconds / count,
-        }
+    yield from _longest(found, 14)
 
 
 def sizes(bench: Bench, names: tuple[str, ...]) -> Iterator[Row]:
@@ -194,7 +179,7 @@ def editing(bench: Bench) -> Iterator[Row]:
 
 
 def stages(bench: Bench) -> Iterator[Row]:
-    """Two prompts to embeddings, latents to a picture."""
+    """Two prompts to embeddings; latents to a picture, as diffusers does and fast, with errors against float32."""
     pipeline = bench.pipeline or full_size_pipeline(bench)
     words = "a quiet harbour at dawn, fishing boats and gulls over still water, " * 4
     with torch.no_grad():
@@ -202,12 +187,16 @@ def stages(bench: Bench) -> Iterator[Row]:
         lengths = pipeline.encode_prompt([words, ""])[2].diff().tolist()
         yield {"stage": "text encoding", "tokens": lengths, "seconds": seconds}
         latents = bench.scene().latents
-        for layout in ("channels first", "channels last"):
-            if layout == "channels last":
-                pipeline.vae.to(memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            truth = decode(latents, copy.deepcopy(pipeline.vae).float())
+        for name, choose in (("ordinary", undo), ("fast", prepare_for_speed)):
+            choose(pipeline.vae)
+            decoded = partial(pipeline.finish, latents, "pt")
             reset_peak(bench.device)
-            seconds = median_seconds(lambda: pipeline.finish(latents, "pt"), bench.device, 5, warm_ups=2)
-            yield {"stage": f"decoding, {layout}", "seconds": seconds, "peak_gib": peak_gib(bench.device)}
+            seconds = median_seconds(decoded, bench.device, 5, warm_ups=2)
+            peak, error = peak_gib(bench.device), distance(decode(latents, pipeline.vae), truth)
+            yield {"stage": f"decoding, {name}", "seconds": seconds, "peak_gib": peak, "error": error}
+            yield from _longest(_kernels(decoded, bench), 10)
 
 
 def warm_up(bench: Bench) -> Iterator[Row]:
@@ -239,6 +228,31 @@ def child(bench: Bench, mode: str) -> Row:
     made = time.perf_counter() - start
     first, after = (seconds_of(lambda: way.loop(scene, 1), bench.device) for _ in range(2))
     return {"into_the_mode_seconds": made, "first_step_seconds": first, "step_seconds": after}
+
+
+def _kernels(function: Callable[[], Any], bench: Bench) -> list[tuple[float, int, str]]:
+    """Microseconds, calls and name of each kernel that a call launches the second time, the longest first."""
+    function()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if bench.device.type == "cuda":
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        function()
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize()
+    kind = "device" if bench.device.type == "cuda" else "cpu"
+    events = profiler.key_averages()
+    return sorted(
+        ((getattr(event, f"self_{kind}_time_total"), event.count, event.key) for event in events),
+        reverse=True,
+    )
+
+
+def _longest(found: list[tuple[float, int, str]], count: int) -> Iterator[Row]:
+    whole = sum(entry[0] for entry in found) or 1
+    for microseconds, calls, key in found[:count]:
+        share = round(microseconds / whole, 4)
+        yield {"kernel": key[:90], "share": share, "calls": calls, "us_a_call": microseconds / calls}
 
 
 def _bytes_of(network: torch.nn.Module) -> int:

@@ -19,7 +19,15 @@ from kandinsky5.checkpoint.weights import TORCH_DTYPES, Library, read_weights
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.memory import load_planned, plan_for
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.placement import AUTO, free_memory, resolve_device, resolve_dtype, resolve_mode, use_mode
+from kandinsky5.placement import (
+    AUTO,
+    free_memory,
+    resolve_device,
+    resolve_dtype,
+    resolve_mode,
+    use_fast_autoencoder,
+    use_mode,
+)
 from kandinsky5.prompts import Task
 from kandinsky5.variants import check_task, resolve_model
 
@@ -100,7 +108,8 @@ def load_pipeline(
         watch: shows what is fetched; `hub.unseen` shows nothing.
         budget: memory that it may take, and for which requests (`Budget.of("8GB")`): a plan places the components, and
             is the pipeline's `plan`. None puts all of it on the device, as it is.
-        mode: one of `placement.MODES`, `placement.AUTO`, or None for the ordinary way; what a budget leaves open.
+        mode: one of `placement.MODES`, `placement.AUTO`, or None for the ordinary way; what a budget leaves open. In
+            each but the ordinary way the autoencoder uses fused kernels too, where they run.
 
     Raises:
         RequestError: a name, device, dtype or mode that does not exist, or a mode beside a budget; a revision of a
@@ -147,6 +156,8 @@ def load_pipeline(
     pipeline.register_to_config(_name_or_path=source.location)
     pipeline.to(chosen_device)
     use_mode(pipeline.transformer, mode, device=chosen_device)
+    if mode is not None:
+        use_fast_autoencoder(pipeline.vae, chosen_device)
     return pipeline
 
 

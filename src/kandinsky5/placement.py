@@ -1,7 +1,7 @@
 """Where a pipeline runs, in which dtype and mode: the one place where "auto" is resolved, and logged; the room there.
 
-Comes in: names of devices, dtypes and modes, and a network to be put into a mode. Goes out: torch's names, what a mode
-is on a device and why, and bytes. Refuses to know pipelines and checkpoints.
+Comes in: names of devices, dtypes and modes, a network to be put into a mode, an autoencoder. Goes out: torch's
+names, what a mode is on a device and why, and bytes. Refuses to know pipelines and checkpoints.
 """
 
 import logging
@@ -11,7 +11,9 @@ from types import MappingProxyType
 from typing import Final
 
 import torch
+from torch import nn
 
+from kandinsky5.autoencoder import prepare_for_speed as prepare_autoencoder
 from kandinsky5.errors import RequestError
 from kandinsky5.model.fast import FastPath, prepare_for_speed
 from kandinsky5.model.float8_attention import why_no_float8_attention
@@ -175,6 +177,22 @@ def use_mode(
     because = f" ({'; '.join(mode.reasons)})" if mode.reasons else ""
     logger.info("mode: %s, %s%s", name, mode.told, because)
     return mode
+
+
+def use_fast_autoencoder(vae: nn.Module | None, device: torch.device) -> bool:
+    """Let an autoencoder encode and decode with fused kernels where they run on a device, and say so in the log.
+
+    It is the same but for rounding; `autoencoder.undo` takes it back.
+
+    Returns:
+        Whether it does.
+    """
+    if vae is None:
+        return False
+    reason = why_no_triton(device, float8=False) or prepare_autoencoder(vae)
+    because = "" if reason is None else f" ({reason})"
+    logger.info("autoencoder: %s%s", "fused kernels" if reason is None else "ordinary", because)
+    return reason is None
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

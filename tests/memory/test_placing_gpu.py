@@ -11,7 +11,7 @@ from kandinsky5.loading import load_pipeline
 from kandinsky5.memory import load_planned, plan_for
 from kandinsky5.memory.packing import write_packed
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
-from kandinsky5.placement import use_mode
+from kandinsky5.placement import use_fast_autoencoder, use_mode
 from tests.pipelines.conftest import picture
 
 from .conftest import DTYPE
@@ -33,6 +33,7 @@ def plan_on_cuda(folder, *, edits: bool = False, **changes):
 def test_the_picture_of_the_resident_pipeline(half_folder, changes, mode):
     resident = Kandinsky5T2IPipeline.from_pretrained(half_folder).to("cuda")
     use_mode(resident.transformer, mode)
+    use_fast_autoencoder(resident.vae, CUDA)  # as a plan does
     expected = draw(resident)
     pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan_on_cuda(half_folder, **changes), dtype=DTYPE)
     use_mode(pipe.transformer, mode, device=CUDA)
@@ -48,6 +49,7 @@ def test_editing(half_editing_folder, changes):
     arguments = {"image": picture(64, 64), "width": None, "height": None}
     resident = Kandinsky5I2IPipeline.from_pretrained(half_editing_folder).to("cuda")
     use_mode(resident.transformer, "exact")  # which a plan chooses by itself
+    use_fast_autoencoder(resident.vae, CUDA)
     expected = draw(resident, **arguments)
     plan = plan_on_cuda(half_editing_folder, edits=True, **changes)
     pipe = load_planned(Kandinsky5I2IPipeline, half_editing_folder, plan, dtype=DTYPE)

@@ -62,11 +62,8 @@ def test_every_other_section_runs(benchmark):
         ("gelu", True),
         ("norm_rotate", False),
     }
-    assert [row["stage"] for row in rows["stages"]] == [
-        "text encoding",
-        "decoding, channels first",
-        "decoding, channels last",
-    ]
+    stages = ["text encoding", "decoding, ordinary", "decoding, fast"]
+    assert [row["stage"] for row in rows["stages"] if "stage" in row] == stages
     assert [row["kept_cache"] for row in rows["warm_up"]] == [False, True] * 2
     shares = [row["shares"] for row in rows["profile"] if "shares" in row]
     assert all(sum(each.values()) == pytest.approx(1, abs=0.01) for each in shares) and len(shares) == 2
@@ -104,7 +101,9 @@ def test_the_full_size_parts_at_small_widths(monkeypatch):
     assert network.visual_transformer_blocks[0].visual_modulation.out_layer.weight.dtype == torch.float32
     assert all(parameter.count_nonzero() > 0.9 * parameter.numel() for parameter in network.parameters())
     text, *decoding = sections.stages(bench)
-    assert text["tokens"][0] > text["tokens"][1] and all(row["seconds"] > 0 for row in decoding)
+    assert text["tokens"][0] > text["tokens"][1]
+    timed = [row for row in decoding if "stage" in row]
+    assert len(timed) == 2 and all(row["seconds"] > 0 and 0 < row["error"] < 0.05 for row in timed)
     assert next(iter(sections.truth(bench)))["steps"] == 2
     (exact,), (theirs,) = (list(sections.loop(bench, name)) for name in ("ours exact", "diffusers"))
     assert 0 < exact["velocity_error"] < 0.05 and 0 < theirs["velocity_error"] < 0.05

@@ -1,9 +1,6 @@
 """The Triton kernels compile for the cards they are meant for, at the published widths; no card is needed for it."""
 
 import os
-import re
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -11,18 +8,16 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
 from kandinsky5.model import triton_attention, triton_gradients, triton_kernels  # noqa: E402
 
+from ..cubins import CARDS, bytes_on_the_stack, compiled  # noqa: E402
+
 WIDTH, FF_WIDTH, HEADS, K = 2560, 10240, 20, 128
-CARDS = {"ampere": 80, "hopper": 90}
 FLOAT8 = {"LARGEST_FLOAT8": 448.0, "LEAST": 1e-12}
 
 
 def warps(count):
-    return {"num_warps": count}
+    return {"warps": count}
 
 
 def cases(out):
@@ -85,7 +80,7 @@ def attention_cases(out):
     }
     constants |= {"QUERIES": triton_attention.QUERIES, "KEYS": triton_attention.KEYS}
     for masked in (True, False):
-        options = warps(triton_attention.WARPS) | {"num_stages": triton_attention.STAGES}
+        options = warps(triton_attention.WARPS) | {"stages": triton_attention.STAGES}
         yield triton_attention._attend_text, types, constants | {"MASKED": masked}, options
 
 
@@ -113,32 +108,8 @@ def backward_cases(sizes, head_sizes):
 def test_kernels_compile_without_spilling(card, out, tmp_path):
     if card == "ampere" and out != "*bf16":
         pytest.skip("no float8 before Hopper")
-    target = GPUTarget("cuda", CARDS[card], 32)
     for kernel, types, constants, options in cases(out):
-        signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-        places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
-        aligned = [
-            name
-            for name, kind in types.items()
-            if kind.startswith("*") or name.endswith(("stride", "_entry", "_row"))
-        ]
-        source = ASTSource(
-            kernel,
-            signature,
-            constexprs={places[name]: value for name, value in constants.items()},
-            attrs={places[name]: [["tt.divisibility", 16]] for name in aligned},  # as at a launch
-        )
-        made = triton.compile(source, target=target, options=options)
+        strides = [name for name in types if name.endswith(("stride", "_entry", "_row"))]
+        made = compiled(kernel, types, constants, card=card, divisible=strides, **options)
         assert "ld.global.v4" in made.asm["ptx"], "16 bytes at a time"
         assert bytes_on_the_stack(made.asm["cubin"], tmp_path) == 0, f"{kernel.fn.__name__} spills"
-
-
-def bytes_on_the_stack(binary: bytes, folder: Path) -> int:
-    """What a kernel keeps in memory for want of registers."""
-    file = folder / "kernel.cubin"
-    file.write_bytes(binary)
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    told = subprocess.run(
-        [program, "--dump-resource-usage", file], capture_output=True, text=True, check=True
-    )
-    return int(re.findall(r"STACK:(\d+)", told.stdout)[-1])

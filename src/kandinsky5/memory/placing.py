@@ -32,7 +32,7 @@ from kandinsky5.model.loading import checkpoint_errors
 from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.pipelines.folder import KINDS, LIGHT, check_folder, stored_tensors, stored_weights
-from kandinsky5.placement import AUTO, use_mode
+from kandinsky5.placement import AUTO, use_fast_autoencoder, use_mode
 from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, Unit, give_back, look_up_on_host, settle
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ def place(pipeline: Any, plan: Plan, *, folder: Path | None = None, variant: str
         use_mode(pipeline.transformer, AUTO, graphs=False, device=device)
     else:
         prepare_for_speed(pipeline.transformer)  # placing has moved each tensor by itself
+    use_fast_autoencoder(pipeline.vae, device)
     if plan.tile is not None:
         use_tiles(pipeline.vae, plan.tile)
     pipeline.batched_guidance = plan.batched_guidance
