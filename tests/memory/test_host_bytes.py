@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kandinsky5.memory.formats import pack
+from kandinsky5.memory.overlap import which_stay
 from kandinsky5.memory.parts import Model
 from kandinsky5.memory.placing import _place_one
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
@@ -72,8 +73,11 @@ def packed_network() -> Kandinsky5Transformer3DModel:
 @pytest.mark.parametrize("resident", [0, 2])
 def test_nothing_is_there_twice_after_placing(resident):
     network = packed_network()
-    blocks = network.visual_transformer_blocks[resident:]
-    before = places_of([p for p in blocks.parameters() if is_traceable_wrapper_subclass(p)])
+    stays = which_stay(len(network.visual_transformer_blocks), resident)
+    blocks = [block for block, stay in zip(network.visual_transformer_blocks, stays, strict=True) if not stay]
+    weights = [p for block in blocks for p in block.parameters() if is_traceable_wrapper_subclass(p)]
+    before = places_of(weights)
+    del weights
     size = sum(size for _, size in before)
     assert len(before) == 10 * len(blocks) and there(before) > 0.8 * size
     plan = SimpleNamespace(resident_blocks=resident, network_origin="host", slots=2, small_stream=True)

@@ -199,7 +199,8 @@ def _step_of(plan: Mapping[str, Any], choice: Choice, there: Machine) -> tuple[f
     )
     slots, streamed = plan["slots"], part.groups["blocks"][plan["resident_blocks"] :]
     often, seldom = _brought(draft, part, needed, streamed, slots)
-    seconds = _step_seconds(draft, there, needed, 50, len(streamed), slots, often, seldom)
+    first = [i < plan["resident_blocks"] for i in range(plan["blocks"])]  # those stayed then
+    seconds = _step_seconds(draft, there, needed, first, slots, often, seldom)
     return seconds, often + seldom
 
 

@@ -50,8 +50,10 @@ def velocity(network: nn.Module, device: torch.device) -> torch.Tensor:
         return network(**moved).sample
 
 
-def streamed(network: nn.Module, device: torch.device, slots: int, folder: Path | None = None) -> Conveyor:
-    units = units_of(network)
+def streamed(
+    network: nn.Module, device: torch.device, slots: int, folder: Path | None = None, *, every: int = 1
+) -> Conveyor:
+    units = units_of(network)[::every]
     settle(network, device, without=[unit.module for unit in units])
     for block in network.visual_transformer_blocks:  # type: ignore[union-attr]
         settle(block.visual_modulation, device)
@@ -82,6 +84,18 @@ def test_the_resident_velocity(cuda, tmp_path, slots, fast, origin):
     release(network)
     assert torch.equal(velocity(network, cuda), expected)
     conveyor.close()
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["ordinary", "fast"])
+def test_blocks_stay_between_those_that_come(cuda, fast):
+    network, resident = build(), build().to(cuda)
+    streamed(network, cuda, 2, every=2)
+    for one in (network, resident) if fast else ():
+        prepare_for_speed(one)
+        one.fast_path = FastPath()
+    expected = velocity(resident, cuda)
+    for _ in range(4):
+        assert torch.equal(velocity(network, cuda), expected)
 
 
 def test_the_device_holds_no_more_than_the_slots(cuda):

@@ -24,6 +24,7 @@ from kandinsky5.memory.activations import Needs, Sizes, needs_of
 from kandinsky5.memory.formats import FORMATS, pack, why_not
 from kandinsky5.memory.groups import Place, groups_of, table_of
 from kandinsky5.memory.machine import Machine, this_machine
+from kandinsky5.memory.overlap import which_stay
 from kandinsky5.memory.parts import COMPONENTS, Model, model_of, narrow
 from kandinsky5.memory.plan import SMALL_SLOTS, Origin, Plan
 from kandinsky5.memory.planner import Choice, choose
@@ -226,7 +227,9 @@ def _place_one(name: str, module: nn.Module, plan: Plan, device: torch.device, s
     groups = groups_of(name, module)
     streams: list[tuple[Sequence[Place], Origin, int]] = []
     if name == "transformer":
-        streams.append((groups["blocks"][plan.resident_blocks :], plan.network_origin, plan.slots))
+        resident = which_stay(len(groups["blocks"]), plan.resident_blocks)
+        coming = [place for place, stay in zip(groups["blocks"], resident, strict=True) if not stay]
+        streams.append((coming, plan.network_origin, plan.slots))
         if plan.small_stream:
             streams += [(groups[group], plan.network_origin, SMALL_SLOTS) for group in ("modulation", "text")]
     elif name == "text_encoder" and plan.encoder_origin != "device":

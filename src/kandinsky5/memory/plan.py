@@ -28,7 +28,8 @@ class Plan:
     device: where everything is computed.
     network, encoder: formats of the network's and of Qwen's weights (`memory.formats`).
     network_origin, encoder_origin: where those of their weights wait that are not on the device.
-    blocks, resident_blocks: how many blocks the network has, and how many of them stay on the device.
+    blocks, resident_blocks: how many blocks the network has, and how many of them stay on the device
+        (`memory.overlap.which_stay` says which).
     small_stream: modulation, text blocks and CLIP come and go as well.
     slots: blocks on the device at once of those that stream.
     tile: pixels of the autoencoder's tiles; None works on whole pictures.

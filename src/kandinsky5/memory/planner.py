@@ -19,6 +19,7 @@ from kandinsky5.errors import CapacityError
 from kandinsky5.latents import TILE
 from kandinsky5.memory.activations import CONVOLUTIONS, LIBRARIES, STEPS, Needs, Sizes
 from kandinsky5.memory.machine import Machine
+from kandinsky5.memory.overlap import pass_seconds, which_stay
 from kandinsky5.memory.parts import Part
 from kandinsky5.memory.plan import SMALL_SLOTS, Origin, Plan, in_words
 
@@ -172,9 +173,11 @@ def _filled(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes, needs
         resident, stages = len(blocks), without
     else:
         stages = _stages(draft, choice, machine, needs, slots=slots)
-        resident = _fitting(blocks[: len(blocks) - slots], machine.device_bytes - max(stages.values()))
-    stages = {name: size + sum(blocks[:resident]) for name, size in stages.items()}
-    streamed = blocks[resident:]
+        room = max(0, machine.device_bytes - max(stages.values()))
+        resident = min(len(blocks) - slots, room // network.largest("blocks"))
+    stays = which_stay(len(blocks), resident)
+    streamed = [size for size, stay in zip(blocks, stays, strict=True) if not stay]
+    stages = {name: size + sum(blocks) - sum(streamed) for name, size in stages.items()}
     small = network.group("modulation") + network.group("text") if draft.small_stream else 0
     often, seldom = _brought(draft, network, needs, streamed, slots)
     encoder = choice.parts["text_encoder", draft.encoder]
@@ -200,22 +203,9 @@ def _filled(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes, needs
         host_bytes=_host_bytes(draft, choice, machine, slots, sum(streamed), small),
         bytes_per_step=often + seldom,
         bytes_per_prompt=0 if draft.encoder_origin == "device" else encoder.group("layers"),
-        seconds_per_step=_step_seconds(
-            draft, machine, needs, len(blocks), len(streamed), slots, often, seldom
-        ),
+        seconds_per_step=_step_seconds(draft, machine, needs, stays, slots, often, seldom),
         stages=stages,
     )
-
-
-def _fitting(blocks: Sequence[int], room: int) -> int:
-    """How many of the first blocks fit into a room."""
-    count = 0
-    for size in blocks:
-        room -= size
-        if room < 0:
-            break
-        count += 1
-    return count
 
 
 def _stages(draft: _Draft, choice: Choice, machine: Machine, needs: Needs, *, slots: int) -> dict[str, int]:
@@ -292,16 +282,14 @@ def _step_seconds(
     draft: _Draft,
     machine: Machine,
     needs: Needs,
-    blocks: int,
-    streamed: int,
+    stays: Sequence[bool],
     slots: int,
     often: int,
     seldom: int,
 ) -> float:
-    """Of a step: the first of the blocks stay and are computed, then those that are streamed come one by one.
+    """Of a step, for each block whether it stays: the blocks as they are computed and copied beside each other.
 
-    While the others are computed, copies run ahead by all slots but one, and stop; from there on the slower of
-    computing and copying is waited for. What comes more seldom comes with nothing to compute meanwhile.
+    What comes more seldom comes with nothing to compute meanwhile.
     """
     passes, in_turn = (1, 1.0) if draft.batched else (2, IN_TURN)
     speed = machine.link if draft.network_origin == "host" else min(machine.disk, machine.link)
@@ -309,9 +297,10 @@ def _step_seconds(
         needs.operations / (machine.products * NETWORK_RATE) * UNPACKING[draft.network] * in_turn / passes
     )
     if often:
-        block, moving = computing / blocks, often / passes / speed
-        behind = (streamed - slots + 1) * moving / streamed + block
-        computing = max(computing, (blocks - streamed) * block + behind, moving) + OVERLAP * moving
+        moving, streamed = often / passes / speed, len(stays) - sum(stays)
+        computing = OVERLAP * moving + pass_seconds(
+            stays, computing=computing / len(stays), copying=moving / streamed, slots=slots
+        )
     return passes * computing + seldom / speed
 
 
