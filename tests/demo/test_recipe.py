@@ -6,7 +6,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -51,8 +51,8 @@ def test_the_folder_has_the_published_layout(trained: Path) -> None:
     assert index["transformer"] == ["diffusers", "Kandinsky5Transformer3DModel"]
     components = {name for name, value in index.items() if isinstance(value, list)}
     assert {path.name for path in weights.iterdir() if path.is_dir()} == components
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(weights / "scheduler")
-    assert scheduler.config.shift == SAMPLING_SHIFT
+    scheduler = DPMSolverMultistepScheduler.from_pretrained(weights / "scheduler")
+    assert scheduler.config.flow_shift == SAMPLING_SHIFT
     assert str(trained) not in "".join(path.read_text() for path in weights.rglob("*.json"))
 
 

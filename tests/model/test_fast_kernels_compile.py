@@ -78,9 +78,10 @@ def attention_cases(out):
         "QUANTISE": out != "*bf16",
         **FLOAT8,
     }
-    constants |= {"QUERIES": triton_attention.QUERIES, "KEYS": triton_attention.KEYS}
+    constants |= {name: getattr(triton_attention, name) for name in ("QUERIES", "TILES", "STAGES")}
+    constants |= {"KEYS": triton_attention.MOST_KEYS}
     for masked in (True, False):
-        options = warps(triton_attention.WARPS) | {"stages": triton_attention.STAGES}
+        options = warps(triton_attention.WARPS)
         yield triton_attention._attend_text, types, constants | {"MASKED": masked}, options
 
 

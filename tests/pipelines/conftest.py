@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import nn
 
@@ -15,7 +16,6 @@ from kandinsky5.demo.architecture import (
     build_autoencoder,
     build_network,
     build_pooled_encoder,
-    build_scheduler,
     build_text_encoder,
 )
 from kandinsky5.demo.tokenizers import save_processor_files, train_clip_tokenizer, train_qwen_tokenizer
@@ -74,7 +74,7 @@ def components() -> dict[str, object]:
         "tokenizer": tokenizer,
         "text_encoder_2": build_pooled_encoder(TINY, tokenizer_2),
         "tokenizer_2": tokenizer_2,
-        "scheduler": build_scheduler(flow.DEFAULT_SHIFT),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
     }
     for seed, name in enumerate(("transformer", "text_encoder", "text_encoder_2")):
         draw_weights(parts[name].eval(), seed)  # type: ignore[attr-defined, arg-type]
@@ -85,7 +85,7 @@ def components() -> dict[str, object]:
 def pipeline(components: dict[str, object]) -> Kandinsky5T2IPipeline:
     """A pipeline over the shared components, with a scheduler of its own."""
     pipe = Kandinsky5T2IPipeline(
-        **{**components, "scheduler": build_scheduler(flow.DEFAULT_SHIFT)}, default_steps=3
+        **{**components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}, default_steps=3
     )  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -126,7 +126,7 @@ def editing_components(
 @pytest.fixture
 def editing(editing_components: dict[str, object]) -> Kandinsky5I2IPipeline:
     """An editing pipeline over the shared components, with a scheduler of its own."""
-    parts = {**editing_components, "scheduler": build_scheduler(flow.DEFAULT_SHIFT)}
+    parts = {**editing_components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
     pipe = Kandinsky5I2IPipeline(**parts, default_steps=3)  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from kandinsky5 import flow
 from kandinsky5 import latents as latent_stage
-from kandinsky5.demo.architecture import build_scheduler
 from kandinsky5.pictures import to_pixels
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 
@@ -138,7 +138,7 @@ class TestPrecision:
                 **editing_components,
                 "transformer": copy.deepcopy(editing_components["transformer"]).to(network_dtype),
                 "vae": copy.deepcopy(editing_components["vae"]).to(vae_dtype),
-                "scheduler": build_scheduler(flow.DEFAULT_SHIFT),
+                "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
             },
             default_steps=3,
         )

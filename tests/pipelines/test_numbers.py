@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from kandinsky5 import denoise, flow
-from kandinsky5.demo.architecture import build_scheduler
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
 
 from .conftest import SHORT
@@ -18,7 +18,7 @@ class TestTimes:
     @pytest.mark.parametrize("steps", [1, 3, 50])
     def test_they_are_the_authors(self, steps):
         """Through the scheduler: 1000 t with t from `flow.times`, and the last sigma of 50 steps from their code."""
-        scheduler = build_scheduler(flow.DEFAULT_SHIFT)
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)
         timesteps = denoise.set_times(scheduler, steps, "cpu")
         expected = flow.times(steps)
         torch.testing.assert_close(scheduler.sigmas, expected, atol=1e-6, rtol=0)
@@ -34,7 +34,7 @@ class TestTimes:
 
     def test_euler_takes_the_array_as_it_took_the_list(self):
         for steps in (1, 3, 16, 50):
-            ours, theirs = build_scheduler(flow.DEFAULT_SHIFT), build_scheduler(flow.DEFAULT_SHIFT)
+            ours, theirs = FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT), FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)
             denoise.set_times(ours, steps, "cpu")
             theirs.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist())
             assert torch.equal(ours.sigmas, theirs.sigmas) and torch.equal(ours.timesteps, theirs.timesteps)
@@ -73,7 +73,7 @@ class TestPrecision:
         """bfloat16 network: 1000 t and the latents reach it unrounded, and latents stay float32 between steps."""
         network = copy.deepcopy(components["transformer"]).to(torch.bfloat16)
         pipe = Kandinsky5T2IPipeline(
-            **{**components, "transformer": network, "scheduler": build_scheduler(flow.DEFAULT_SHIFT)}
+            **{**components, "transformer": network, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
         )
         pipe.set_progress_bar_config(disable=True)
         seen = []
@@ -96,11 +96,11 @@ class TestPrecision:
                 **components,
                 "transformer": copy.deepcopy(components["transformer"]).to(network_dtype),
                 "vae": copy.deepcopy(components["vae"]).to(vae_dtype),
-                "scheduler": build_scheduler(flow.DEFAULT_SHIFT),
+                "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
             }
         )
         pipe.set_progress_bar_config(disable=True)
-        reference = Kandinsky5T2IPipeline(**{**components, "scheduler": build_scheduler(flow.DEFAULT_SHIFT)})
+        reference = Kandinsky5T2IPipeline(**{**components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)})
         reference.set_progress_bar_config(disable=True)
         images = [
             p(SHORT, num_inference_steps=3, generator=generator(0), output_type="pt").image
@@ -125,7 +125,7 @@ class TestEditingCheckpoint:
         images = []
         for network in (components["transformer"], editing_network):
             pipe = Kandinsky5T2IPipeline(
-                **{**components, "transformer": network, "scheduler": build_scheduler(flow.DEFAULT_SHIFT)}
+                **{**components, "transformer": network, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
             )
             pipe.set_progress_bar_config(disable=True)
             images.append(pipe(**arguments, generator=generator(0)).image)
@@ -133,7 +133,7 @@ class TestEditingCheckpoint:
 
     def test_callbacks_see_the_16_channels(self, components, editing_network):
         pipe = Kandinsky5T2IPipeline(
-            **{**components, "transformer": editing_network, "scheduler": build_scheduler(flow.DEFAULT_SHIFT)}
+            **{**components, "transformer": editing_network, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
         )
         shapes = []
         pipe(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -197,9 +197,14 @@ def build_autoencoder(size: Architecture) -> AutoencoderKL:
     )
 
 
-def build_scheduler(shift: float = SAMPLING_SHIFT) -> FlowMatchEulerDiscreteScheduler:
-    """Times shifted so far towards the noise."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+def build_scheduler() -> DPMSolverMultistepScheduler:
+    """A second-order solver (DPM-Solver++, Lu et al., arXiv 2211.01095), which needs a third of Euler's steps here."""
+    return DPMSolverMultistepScheduler(
+        use_flow_sigmas=True,
+        prediction_type="flow_prediction",
+        flow_shift=SAMPLING_SHIFT,
+        lambda_min_clipped=-1e9,  # its default is minus infinity, which is no JSON
+    )
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype, *, all_of_them: bool = False) -> None:

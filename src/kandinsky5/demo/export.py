@@ -36,9 +36,9 @@ PART_BYTES = 15 * 2**20
 MODEL_INDEX: Mapping[str, Any] = {
     "_class_name": "Kandinsky5T2IPipeline",
     "_diffusers_version": "0.42.1",
-    "default_steps": 30,
+    "default_steps": 20,
     "default_guidance": 3.0,
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
     "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
     "text_encoder_2": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "Qwen2_5_VLProcessor"],

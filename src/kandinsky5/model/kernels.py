@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kandinsky5.model.float8_attention import attend_self, why_no_float8_attention
 from kandinsky5.model.precision import at_least_float32
-from kandinsky5.model.scaled import ScaledRows, quantise_rows, scaled_rows
+from kandinsky5.model.scaled import ScaledRows, quantise_rows
 from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches, modulated
 
 Rows: TypeAlias = Tensor | ScaledRows
@@ -42,8 +42,7 @@ class Kernels:
     gelu: (x (B, N, D), quantise) -> rows: the exact (erf) GELU.
     quantise: x (B, N, D) -> float8 rows.
     attend_text: (query (B, N, A, K) before its norm, weight (K,) of that norm, key and value (B, M, A, K), key_mask
-        (B, M) bool or None, quantise) -> rows of A K channels. Float8 rows of an entry share the scale of the largest
-        value that may be attended to, which no result exceeds.
+        (B, M) bool or None, quantise) -> rows of A K channels.
     attend_self: `float8_attention.attend_self`, or None where a device has none.
     """
 
@@ -125,16 +124,15 @@ def _gelu(x: Tensor, quantise: bool) -> Rows:
 def _attend_text(
     query: Tensor, weight: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, quantise: bool
 ) -> Rows:
-    query = EAGER_STRETCHES.norm_rotate(query, weight, None)
+    out = attended(EAGER_STRETCHES.norm_rotate(query, weight, None), key, value, key_mask)
+    return quantise_rows(out, out.dtype) if quantise else out
+
+
+def attended(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Torch's own attention: (B, N, A, K), (B, M, A, K) twice, (B, M) bool or None -> (B, N, A K)."""
     mask = None if key_mask is None else key_mask[:, None, None]
-    query, key, values = (x.transpose(1, 2) for x in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, values, attn_mask=mask).transpose(1, 2).flatten(-2)
-    if not quantise:
-        return out
-    largest = at_least_float32(value).abs().amax((2, 3))
-    if key_mask is not None:
-        largest = largest.masked_fill(~key_mask, 0)
-    return scaled_rows(out, largest.amax(1)[:, None, None], out.dtype)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(-2)
 
 
 def _rows(x: Tensor, dtype: torch.dtype, quantise: bool) -> Rows:

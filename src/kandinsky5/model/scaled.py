@@ -41,14 +41,9 @@ class ScaledRows:
 
 def quantise_rows(x: Tensor, dtype: torch.dtype) -> ScaledRows:
     """Each row of `x` (..., D) rounded to float8 at its own scale; a row that is not finite stays not finite."""
-    return scaled_rows(x, x.to(torch.float32).abs().amax(dim=-1, keepdim=True), dtype)
-
-
-def scaled_rows(x: Tensor, largest: Tensor, dtype: torch.dtype) -> ScaledRows:
-    """`x` (..., D) rounded to float8 where `largest`, (..., 1) or broadcast to it, bounds each row's magnitudes."""
-    scale = (largest.to(torch.float32) / LARGEST).clamp(min=LEAST_SCALE).expand(*x.shape[:-1], 1)
-    values = (x.to(torch.float32) * (1 / scale)).clamp(-LARGEST, LARGEST).to(FLOAT8)
-    return ScaledRows(values=values, scale=scale.contiguous(), dtype=dtype)
+    x = x.to(torch.float32)
+    scale = (x.abs().amax(dim=-1, keepdim=True) / LARGEST).clamp(min=LEAST_SCALE)
+    return ScaledRows(values=(x * (1 / scale)).clamp(-LARGEST, LARGEST).to(FLOAT8), scale=scale, dtype=dtype)
 
 
 class ScaledLinear(nn.Module):

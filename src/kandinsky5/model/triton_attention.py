@@ -1,10 +1,9 @@
 """Attention from the visual tokens to the text in Triton: head norm, softmax product and rounding in one pass.
 
 Queries are 32 times as many as keys, so what costs time is reading queries and writing results, and a library's kernel
-does that between a pass for the norm and, in float8, one that quantises. A program takes some queries of one head and
-goes through the keys with a running maximum (Dao et al., FlashAttention, arXiv 2205.14135, algorithm 1). Sums are
-float32; normed queries and the weights of a sum are rounded to the dtype of the keys, as libraries do. Importing this
-file needs Triton. No gradients.
+does that between a pass for the norm and, in float8, one that quantises. A program keeps all keys and values of a head
+and takes queries tile after tile. Sums are float32; normed queries and the weights of a sum are rounded to the dtype of
+the keys, as libraries do. Importing this file needs Triton. No gradients.
 
 Shapes: B batch, N query tokens, M key tokens, A heads of K channels.
 """
@@ -16,88 +15,85 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kandinsky5.model.kernels import EAGER, Rows
 from kandinsky5.model.precision import RMS_NORM_EPS
 from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
 from kandinsky5.model.triton_numbers import clamped, largest_or_nan, scale_of
 
-QUERIES, KEYS = 64, 32
-"""Of a program; at a time."""
+MOST_KEYS = 128
+"""That a program keeps."""
 
-WARPS, STAGES = 4, 2
+QUERIES, TILES = 64, 4
+"""Of a tile; tiles of a program."""
+
+WARPS, STAGES = 4, 1
 
 
 @triton.jit(do_not_specialize=["tokens", "keys"])
 def _attend_text(query_ptr, weight_ptr, key_ptr, value_ptr, mask_ptr, largest_ptr, out_ptr, row_scale_ptr,
                  tokens, keys, query_entry, query_row, key_entry, key_row, value_entry, value_row,
                  HEADS: tl.constexpr, K: tl.constexpr, EPS: tl.constexpr, EXPONENT: tl.constexpr,
-                 QUERIES: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, QUANTISE: tl.constexpr,
-                 LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+                 QUERIES: tl.constexpr, TILES: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
+                 MASKED: tl.constexpr, QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr,
+                 LEAST: tl.constexpr):  # fmt: skip
     """Some queries of one head of a batch entry; `EXPONENT` takes a product to the power of 2 of its weight.
 
     In float8 all rows of an entry share a scale: no result is larger than the largest value that may be attended to.
     """
     head, entry = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
     channels = tl.arange(0, K)[None]
-    inside = (rows[:, None] < tokens) & (channels < K)
-    query_ptr += entry * query_entry + head * K
+    columns = tl.arange(0, KEYS)
+    there = columns < keys
+    if MASKED:
+        there = there & (tl.load(mask_ptr + entry * keys + columns, mask=there, other=0) != 0)
+    counted = there[:, None] & (channels < K)
     key_ptr += entry * key_entry + head * K
     value_ptr += entry * value_entry + head * K
-    query = tl.load(query_ptr + rows[:, None].to(tl.int64) * query_row + channels, mask=inside, other=0.0)
-    query = query.to(tl.float32)
+    key = tl.load(key_ptr + columns[:, None] * key_row + channels, mask=counted, other=0.0)
+    value = tl.load(value_ptr + columns[:, None] * value_row + channels, mask=counted, other=0.0)
     weight = tl.load(weight_ptr + channels).to(tl.float32)
-    query = query * tl.rsqrt(tl.sum(query * query, axis=1)[:, None] / K + EPS) * weight
-    query = query.to(key_ptr.dtype.element_ty)
-    highest = tl.full([QUERIES], -1e30, tl.float32)  # finite: a block of keys may be padding alone
-    total = tl.zeros([QUERIES], tl.float32)
-    found = tl.zeros([QUERIES, K], tl.float32)
-    largest = 0.0
-    for first in range(0, keys, KEYS):
-        columns = first + tl.arange(0, KEYS)
-        there = columns < keys
-        if MASKED:
-            there = there & (tl.load(mask_ptr + entry * keys + columns, mask=there, other=0) != 0)
-        key = tl.load(key_ptr + columns[:, None] * key_row + channels, mask=there[:, None], other=0.0)
-        value = tl.load(value_ptr + columns[:, None] * value_row + channels, mask=there[:, None], other=0.0)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * EXPONENT
-        score = tl.where(there[None], score, -float("inf"))
-        risen = tl.maximum(highest, tl.max(score, axis=1))
-        shares = tl.exp2(score - risen[:, None])
-        kept = tl.exp2(highest - risen)
-        total = total * kept + tl.sum(shares, axis=1)
-        found = found * kept[:, None]
-        found = tl.dot(shares.to(value.dtype), value, found, input_precision="ieee")
-        highest = risen
-        if QUANTISE:
-            each = tl.load(largest_ptr + entry * keys + columns, mask=there, other=0.0)
-            largest = largest_or_nan(largest, tl.reduce(each, 0, largest_or_nan))
-    found = found / total[:, None]
+    scale = 1.0
     if QUANTISE:
-        scale = scale_of(largest, LARGEST_FLOAT8, LEAST)
-        found = clamped(found * (1.0 / scale), LARGEST_FLOAT8)
-        if head == 0:
-            scales = tl.zeros([QUERIES], tl.float32) + scale
-            tl.store(row_scale_ptr + entry * tokens + rows, scales, mask=rows < tokens)
-    place = (entry * tokens + rows[:, None]) * (HEADS * K) + head * K + channels
-    tl.store(out_ptr + place, found.to(out_ptr.dtype.element_ty), mask=inside)
+        each = tl.load(largest_ptr + entry * keys + columns, mask=there, other=0.0)
+        scale = scale_of(tl.reduce(each, 0, largest_or_nan), LARGEST_FLOAT8, LEAST)
+    begin = tl.program_id(1) * (QUERIES * TILES)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        rows = begin + tile * QUERIES + tl.arange(0, QUERIES)
+        inside = (rows[:, None] < tokens) & (channels < K)
+        place = entry * query_entry + rows[:, None].to(tl.int64) * query_row + head * K + channels
+        query = tl.load(query_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        query = query * tl.rsqrt(tl.sum(query * query, axis=1)[:, None] / K + EPS) * weight
+        score = tl.dot(query.to(key.dtype), tl.trans(key), input_precision="ieee") * EXPONENT
+        score = tl.where(there[None], score, -float("inf"))
+        shares = tl.exp2(score - tl.max(score, axis=1)[:, None])
+        found = tl.dot(shares.to(value.dtype), value, input_precision="ieee")
+        found = found / tl.sum(shares, axis=1)[:, None]
+        if QUANTISE:
+            found = clamped(found * (1.0 / scale), LARGEST_FLOAT8)
+            if head == 0:
+                scales = tl.zeros([QUERIES], tl.float32) + scale
+                tl.store(row_scale_ptr + entry * tokens + rows, scales, mask=rows < tokens)
+        place = (entry * tokens + rows[:, None]) * (HEADS * K) + head * K + channels
+        tl.store(out_ptr + place, found.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def fits(keys: int, channels: int) -> bool:
+    """Whether a program can keep so many keys: a prompt of usual length, heads of the published width."""
+    return 0 < keys <= MOST_KEYS and 16 <= channels <= 128 and channels & (channels - 1) == 0
 
 
 def attend_text(
     query: Tensor, weight: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, quantise: bool
-) -> Rows:
-    """As `Kernels.attend_text`."""
+) -> Tensor | ScaledRows:
+    """As `Kernels.attend_text`, of keys that fit."""
     B, N, A, K = query.shape
     M = key.shape[1]
-    if triton.next_power_of_2(K) != K or not 16 <= K <= 128 or not M:  # a program's products have such widths
-        return EAGER.attend_text(query, weight, key, value, key_mask, quantise)
     query, key, value = (x if x.stride()[2:] == (K, 1) else x.contiguous() for x in (query, key, value))
     out = torch.empty((B, N, A * K), dtype=FLOAT8 if quantise else query.dtype, device=query.device)
     scale = out.new_empty((B, N, 1), dtype=torch.float32) if quantise else None
     # (B, M), of the values that may count; which may, the kernel's mask says
     largest = torch.linalg.vector_norm(value, math.inf, (2, 3), dtype=torch.float32) if quantise else None
-    wide = query.element_size() // 2  # of float32 a program holds half as much
-    _attend_text[(A, triton.cdiv(N, QUERIES // wide), B)](
+    queries = QUERIES // (query.element_size() // 2)  # of float32 a program holds half as much
+    _attend_text[(A, triton.cdiv(N, queries * TILES), B)](
         *(query, weight, key, value, query if key_mask is None else key_mask.contiguous().view(torch.uint8)),
         *(query if largest is None else largest, out, query if scale is None else scale, N, M),
         *(query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1)),
@@ -105,13 +101,14 @@ def attend_text(
         K=K,
         EPS=RMS_NORM_EPS,
         EXPONENT=math.log2(math.e) / math.sqrt(K),
-        QUERIES=QUERIES // wide,
-        KEYS=KEYS // wide,
+        QUERIES=queries,
+        TILES=TILES,
+        KEYS=max(16, triton.next_power_of_2(M)),
+        STAGES=STAGES,
         MASKED=key_mask is not None,
         QUANTISE=quantise,
         LARGEST_FLOAT8=LARGEST,
         LEAST=LEAST_SCALE,
         num_warps=WARPS,
-        num_stages=STAGES,
     )
     return out if scale is None else ScaledRows(values=out, scale=scale, dtype=query.dtype)

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kandinsky5.model.kernels import EAGER, Kernels, Rows
+from kandinsky5.model.kernels import EAGER, Kernels, Rows, attended
 from kandinsky5.model.precision import LAYER_NORM_EPS, RMS_NORM_EPS
 from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
-from kandinsky5.model.triton_attention import attend_text
+from kandinsky5.model.triton_attention import attend_text, fits
 from kandinsky5.model.triton_numbers import clamped, largest_or_nan, scale_of
 
 ELEMENTS_A_WARP = 512
@@ -292,6 +292,15 @@ def _launch_heads(x: Tensor, weight: Tensor | None, rotation: Tensor | None, sca
     return out
 
 
+def _attend_text(
+    query: Tensor, weight: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, quantise: bool
+) -> Rows:
+    if fits(key.shape[1], query.shape[-1]):
+        return attend_text(query, weight, key, value, key_mask, quantise)
+    out = attended(_norm_rotate(query, weight, None), key, value, key_mask)
+    return _quantise(out) if quantise else out
+
+
 def _empty_rows(x: Tensor, quantise: bool) -> Rows:
     if not quantise:
         return torch.empty_like(x)
@@ -332,5 +341,5 @@ TRITON = Kernels(
     norm_rotate=_norm_rotate,
     gelu=_gelu,
     quantise=_quantise,
-    attend_text=attend_text,
+    attend_text=_attend_text,
 )
