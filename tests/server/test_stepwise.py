@@ -265,7 +265,7 @@ def test_a_preview_of_the_embedded_model_shows_its_colours() -> None:
     from diffusers import AutoencoderKL
 
     from kandinsky5 import latents
-    from kandinsky5.pictures import to_pixels
+    from kandinsky5.pictures.arrays import to_pixels
     from kandinsky5.variants import embedded_folder
 
     vae = AutoencoderKL.from_pretrained(embedded_folder() / "vae").eval()

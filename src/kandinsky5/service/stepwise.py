@@ -21,10 +21,10 @@ from kandinsky5.adapters import Worn
 from kandinsky5.denoise import Run, RunGroup
 from kandinsky5.engine import Engine
 from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.generated import GeneratedImage
 from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.pictures import Fit
 from kandinsky5.prompts import Task
-from kandinsky5.records import GeneratedImage
 from kandinsky5.request import EditRequest, ImageRequest
 from kandinsky5.service.messages import (
     Begin,
