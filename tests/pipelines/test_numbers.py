@@ -48,6 +48,20 @@ class TestTimes:
         timesteps = denoise.set_times(scheduler, 5, "cpu")
         torch.testing.assert_close(timesteps.float(), 1000 * flow.times(5)[:-1], atol=1, rtol=0)
 
+    @pytest.mark.filterwarnings("ignore:__array__ implementation")
+    def test_a_scheduler_with_rounded_times_begins_with_the_first(self):
+        """Of 1000 steps the first two have the timestep 999; where the path is straight, all of them arrive."""
+        from diffusers import DPMSolverMultistepScheduler
+
+        scheduler = DPMSolverMultistepScheduler(**UNIPC)
+        timesteps = denoise.set_times(scheduler, 1000, "cpu")
+        assert timesteps[0] == timesteps[1] == 999
+        image, noise = torch.zeros(4), torch.ones(4)
+        x = noise
+        for timestep in timesteps:
+            x = scheduler.step(flow.velocity(image, noise), timestep, x, return_dict=False)[0]
+        torch.testing.assert_close(x, image, atol=2e-3, rtol=0)
+
     def test_unipc_draws_nearly_the_same_picture(self, pipeline, generator):
         from diffusers import UniPCMultistepScheduler
 
