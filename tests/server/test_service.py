@@ -321,10 +321,10 @@ def test_a_worker_that_hangs_while_it_loads_is_replaced_with_a_word(
 
 @watched_from_outside
 def test_a_worker_that_loads_slowly_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For many times as long as one that hangs would be."""
+    """For three times as long as one that hangs would be."""
     monkeypatch.setattr("kandinsky5.service.watch.PATIENCE", 0.4)
-    monkeypatch.setattr("kandinsky5.service.watch.STILL_PATIENCE", 1)
-    service, fatal = loading(partial(open_working, 2.0))
+    monkeypatch.setattr("kandinsky5.service.watch.STILL_PATIENCE", 2)
+    service, fatal = loading(partial(open_working, 2.5))
     try:
         assert fatal.get(timeout=20).reason == "left alone"
     finally:
