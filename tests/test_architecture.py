@@ -153,6 +153,17 @@ def test_no_tensor_library_is_loaded_before_it_is_needed(statement: str) -> None
     assert done.returncode == 0, done.stderr
 
 
+def test_the_process_that_speaks_http_loads_no_model_library() -> None:
+    """It reads uploads and sends pictures; torch would cost it a second and 180 MB, and the worker has its own."""
+    heavy = "torch, transformers, diffusers, accelerate, huggingface_hub"
+    served = "import kandinsky5.cli.serve, kandinsky5.server.running, kandinsky5.server.app"
+    statement = (
+        f"import sys; {served}\nbad = {{*'{heavy}'.split(', ')}} & {{*sys.modules}}; assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def code_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Lines below the signature and the docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body

@@ -96,6 +96,10 @@ def set_times(scheduler: Any, steps: int, device: torch.device | str) -> Tensor:
         scheduler.set_timesteps(sigmas=u, device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
+    if hasattr(scheduler, "set_begin_index"):
+        # It would look for the first timestep; where times are rounded, many steps begin with the same one twice, and
+        # diffusers' schedulers then take the second.
+        scheduler.set_begin_index(0)
     return scheduler.timesteps
 
 

@@ -21,11 +21,11 @@ from PIL import Image
 from kandinsky5.adapters import NamedAdapters
 from kandinsky5.denoise import Run
 from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.generated import GeneratedImage
 from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.pictures import Fit, content_hash, fit_picture
 from kandinsky5.pipelines.call import Call
 from kandinsky5.pipelines.prompt_input import Prompts
-from kandinsky5.records import GeneratedImage
 from kandinsky5.request import EditRequest, ImageRequest, choose_seed
 from kandinsky5.version import __version__
 
@@ -284,7 +284,9 @@ class Engine:
         """What drew the picture, as far as it can change its bytes: versions, device, dtype."""
         return {
             "kandinsky5": __version__,
-            "torch": torch.__version__,
+            "torch": str(
+                torch.__version__
+            ),  # a class of torch's own, which every reader of a record would load
             "diffusers": version("diffusers"),
             "transformers": version("transformers"),
             "python": platform.python_version(),

@@ -16,7 +16,7 @@ from kandinsky5.errors import RequestError
 from kandinsky5.request import EditRequest, ImageRequest, request_of
 
 if TYPE_CHECKING:
-    from kandinsky5.records import GeneratedImage
+    from kandinsky5.generated import GeneratedImage
 
 CHUNK: Final = "kandinsky5"
 WORDS_CHUNK: Final = "parameters"

@@ -1,4 +1,4 @@
-"""What stages hand to each other: a prompt as tensors, and a finished picture with where it came from.
+"""What stages hand to each other: prompts as tensors.
 
 Rows of a `Conditioning` belong together: text states, mask and pooled vector are only ever repeated, padded and moved
 as one. Nothing here computes with a model.
@@ -6,19 +6,16 @@ as one. Nothing here computes with a model.
 Shapes: B rows, L text tokens (valid ones first), E width of the text states, P width of the pooled vector.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from kandinsky5.errors import RequestError
-from kandinsky5.pictures import Fit
-from kandinsky5.request import ImageRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,23 +118,3 @@ class Conditioning:
             mask=torch.cat([part.mask for part in padded]),
             pooled=torch.cat([part.pooled for part in padded]),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratedImage:
-    """A picture and everything needed to make it again.
-
-    image: the picture.
-    request: the request with every default resolved, and this picture's own seed.
-    model: the checkpoint's id, alias or folder.
-    seconds: time of the run that made it, shared by all pictures of that run.
-    software: versions, device and dtype that it was made with.
-    fit: of an edit, how the source came to the picture's size.
-    """
-
-    image: Image.Image
-    request: ImageRequest
-    model: str
-    seconds: float
-    software: Mapping[str, str]
-    fit: Fit | None = None

@@ -12,9 +12,9 @@ from PIL import Image
 from kandinsky5.budget import Budget
 from kandinsky5.cli.app import run
 from kandinsky5.engine import OnStep
+from kandinsky5.generated import GeneratedImage
 from kandinsky5.pictures import fit_picture
 from kandinsky5.prompts import Task
-from kandinsky5.records import GeneratedImage
 from kandinsky5.request import EditRequest, ImageRequest
 from tests.pipelines.conftest import (
     components,

@@ -10,8 +10,8 @@ import torch
 import kandinsky5
 from kandinsky5.engine import DEFAULT_TEXT_TOKENS, Engine, OnStep
 from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.generated import GeneratedImage
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
-from kandinsky5.records import GeneratedImage
 from kandinsky5.request import ImageRequest
 
 

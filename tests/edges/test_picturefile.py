@@ -7,8 +7,8 @@ from PIL import Image
 
 from kandinsky5.cli.picturefile import read_provenance, write_picture
 from kandinsky5.errors import RequestError
+from kandinsky5.generated import GeneratedImage
 from kandinsky5.provenance import PictureFormat, Provenance
-from kandinsky5.records import GeneratedImage
 from kandinsky5.request import ImageRequest
 
 PROMPT = 'Ein "roter" Kreis\nи синий квадрат 🟦, a\\b'

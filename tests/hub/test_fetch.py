@@ -1,5 +1,6 @@
 """Fetching from a hub that behaves: what is chosen, what is transferred, and what is left in the cache."""
 
+import errno
 import hashlib
 import io
 import sys
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from huggingface_hub import hf_hub_download, scan_cache_dir
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from kandinsky5.errors import CapacityError, CheckpointError
@@ -91,9 +93,7 @@ def test_a_second_fetch_transfers_nothing(hub: Hub, access: HubAccess, check_all
     before = hub.sent()
     hub.requests.clear()
     assert fetch(REPO, access=access, check_all=check_all) == first
-    assert (
-        before > 0 and hub.sent() == 0 and len(hub.requests) == 2
-    )  # what the repository is, and its main branch
+    assert before > 0 and hub.sent() == 0 and len(hub.requests) == 1, "what the repository is"
 
 
 def test_a_new_commit_fetches_only_what_changed(hub: Hub, access: HubAccess) -> None:
@@ -210,13 +210,53 @@ def test_bars_are_for_those_who_watch(
     assert terminal.getvalue() == ""
 
 
+def test_the_client_finds_what_was_fetched(hub: Hub, access: HubAccess) -> None:
+    """By branch, tag and commit, with the hub and without it; and it lists nothing that it does not know."""
+    hub.repositories[REPO].refs["pr/1"] = commit = hub.repositories[REPO].refs["main"]
+    folder = fetch(REPO, access=access)
+    assert fetch(REPO, revision="pr/1", access=access) == folder
+    before, place = hub.sent(), folder / "transformer" / "config.json"
+    where = {"cache_dir": access.cache_folder, "endpoint": hub.address}
+    for revision, offline in ((commit, True), ("main", True), ("pr/1", True), ("main", False)):
+        found = hf_hub_download(
+            REPO, "transformer/config.json", revision=revision, local_files_only=offline, **where
+        )
+        assert Path(found) == place
+    (repo,) = scan_cache_dir(access.cache_folder).repos
+    assert {revision.refs for revision in repo.revisions} == {frozenset({"main", "pr/1"})}
+    assert hub.sent() == before and place.readlink().parts[:2] == ("..", "..")
+    assert (
+        (access.cache_folder / "CACHEDIR.TAG")
+        .read_text()
+        .startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    )
+
+
+def test_a_whole_cache_that_cannot_be_written_is_used(
+    hub: Hub, access: HubAccess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = fetch(REPO, access=access)
+    hub.repositories[REPO].refs["v2"] = folder.name
+    (access.cache_folder / "CACHEDIR.TAG").unlink()
+
+    def write_text(path: Path, *arguments: object, **settings: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert fetch(REPO, revision="v2", access=access) == folder
+    assert "will not know v2 without the hub" in caplog.text
+
+
 def test_a_file_system_without_links_holds_each_file_once(
     hub: Hub, access: HubAccess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *arguments: False)
+    monkeypatch.setattr("kandinsky5.hub.links.are_symlinks_supported", lambda *arguments: False)
     folder = fetch(REPO, access=access)
     assert files_in(folder) == pipeline_files()
     assert not any(path.is_symlink() for path in folder.rglob("*"))
     assert not [path for path in access.cache_folder.rglob("blobs/*") if path.stat().st_size > 2000]
     hub.requests.clear()
     assert fetch(REPO, access=access) == folder and hub.sent() == 0
+    same = {**pipeline_files(), "scheduler/scheduler_config.json": pipeline_files()["vae/config.json"]}
+    hub.push(REPO, same)
+    assert files_in(fetch(REPO, access=access)) == same, "two files with the same bytes"

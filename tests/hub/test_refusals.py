@@ -115,7 +115,7 @@ def test_a_copy_in_the_cache_is_used_when_the_hub_is_gone(
 
 def test_a_file_that_is_gone(hub: Hub, access: HubAccess) -> None:
     hub.troubles.append(
-        Trouble(where=f"HEAD /{REPO}/resolve", status=404, headers={"X-Error-Code": "EntryNotFound"})
+        Trouble(where=f"GET /{REPO}/resolve", status=404, headers={"X-Error-Code": "EntryNotFound"})
     )
     assert "has lost a file that it listed (HTTP 404" in refused(access)
 

@@ -104,6 +104,25 @@ def test_a_hub_that_asks_for_long_is_not_waited_for(hub: Hub, access: HubAccess,
     assert time.monotonic() - start < 20
 
 
+def test_nothing_is_asked_that_the_client_would_sleep_after(hub: Hub, access: HubAccess) -> None:
+    """It asks for a file's headers before it makes a link, and then sleeps as long as an overloaded hub says."""
+    hub.troubles.append(Trouble(where="HEAD /", status=429, headers={"Retry-After": "0"}))
+    assert files_in(fetch(REPO, access=access)) == pipeline_files()
+    assert {request.method for request in hub.requests} == {"GET"}
+
+
+def test_a_wait_is_told(
+    hub: Hub, access: HubAccess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waits = []
+    monkeypatch.setattr("kandinsky5.hub.blob.pause", lambda seconds, go_on: waits.append(seconds))
+    busy = {"where": f"GET /store/{REPO}/{DIGEST}", "status": 429, "times": 1}
+    hub.troubles += [Trouble(**busy, headers={"Retry-After": after}) for after in ("55", "2")]
+    assert files_in(fetch(REPO, access=access)) == pipeline_files()
+    told = [line for line in caplog.messages if "left alone" in line]
+    assert waits == [55, 2] and len(told) == 1 and "for 55 seconds; waiting" in told[0]
+
+
 def test_a_wait_ends_when_the_fetch_does() -> None:
     calls = []
 

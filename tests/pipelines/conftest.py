@@ -85,7 +85,8 @@ def components() -> dict[str, object]:
 def pipeline(components: dict[str, object]) -> Kandinsky5T2IPipeline:
     """A pipeline over the shared components, with a scheduler of its own."""
     pipe = Kandinsky5T2IPipeline(
-        **{**components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}, default_steps=3
+        **{**components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)},
+        default_steps=3,
     )  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from kandinsky5 import flow
 from kandinsky5 import latents as latent_stage
-from kandinsky5.pictures import to_pixels
+from kandinsky5.pictures.arrays import to_pixels
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 
 from .conftest import SHORT, picture

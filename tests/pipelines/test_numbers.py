@@ -34,7 +34,10 @@ class TestTimes:
 
     def test_euler_takes_the_array_as_it_took_the_list(self):
         for steps in (1, 3, 16, 50):
-            ours, theirs = FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT), FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)
+            ours, theirs = (
+                FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+                FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+            )
             denoise.set_times(ours, steps, "cpu")
             theirs.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist())
             assert torch.equal(ours.sigmas, theirs.sigmas) and torch.equal(ours.timesteps, theirs.timesteps)
@@ -47,6 +50,20 @@ class TestTimes:
         scheduler = getattr(diffusers, name)(**settings)
         timesteps = denoise.set_times(scheduler, 5, "cpu")
         torch.testing.assert_close(timesteps.float(), 1000 * flow.times(5)[:-1], atol=1, rtol=0)
+
+    @pytest.mark.filterwarnings("ignore:__array__ implementation")
+    def test_a_scheduler_with_rounded_times_begins_with_the_first(self):
+        """Of 1000 steps the first two have the timestep 999; where the path is straight, all of them arrive."""
+        from diffusers import DPMSolverMultistepScheduler
+
+        scheduler = DPMSolverMultistepScheduler(**UNIPC)
+        timesteps = denoise.set_times(scheduler, 1000, "cpu")
+        assert timesteps[0] == timesteps[1] == 999
+        image, noise = torch.zeros(4), torch.ones(4)
+        x = noise
+        for timestep in timesteps:
+            x = scheduler.step(flow.velocity(image, noise), timestep, x, return_dict=False)[0]
+        torch.testing.assert_close(x, image, atol=2e-3, rtol=0)
 
     def test_unipc_draws_nearly_the_same_picture(self, pipeline, generator):
         from diffusers import UniPCMultistepScheduler
@@ -73,7 +90,11 @@ class TestPrecision:
         """bfloat16 network: 1000 t and the latents reach it unrounded, and latents stay float32 between steps."""
         network = copy.deepcopy(components["transformer"]).to(torch.bfloat16)
         pipe = Kandinsky5T2IPipeline(
-            **{**components, "transformer": network, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
+            **{
+                **components,
+                "transformer": network,
+                "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+            }
         )
         pipe.set_progress_bar_config(disable=True)
         seen = []
@@ -100,7 +121,9 @@ class TestPrecision:
             }
         )
         pipe.set_progress_bar_config(disable=True)
-        reference = Kandinsky5T2IPipeline(**{**components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)})
+        reference = Kandinsky5T2IPipeline(
+            **{**components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
+        )
         reference.set_progress_bar_config(disable=True)
         images = [
             p(SHORT, num_inference_steps=3, generator=generator(0), output_type="pt").image
@@ -125,7 +148,11 @@ class TestEditingCheckpoint:
         images = []
         for network in (components["transformer"], editing_network):
             pipe = Kandinsky5T2IPipeline(
-                **{**components, "transformer": network, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
+                **{
+                    **components,
+                    "transformer": network,
+                    "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+                }
             )
             pipe.set_progress_bar_config(disable=True)
             images.append(pipe(**arguments, generator=generator(0)).image)
@@ -133,7 +160,11 @@ class TestEditingCheckpoint:
 
     def test_callbacks_see_the_16_channels(self, components, editing_network):
         pipe = Kandinsky5T2IPipeline(
-            **{**components, "transformer": editing_network, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
+            **{
+                **components,
+                "transformer": editing_network,
+                "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+            }
         )
         shapes = []
         pipe(

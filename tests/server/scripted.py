@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from starlette.types import Message
 
-from kandinsky5.records import GeneratedImage
+from kandinsky5.generated import GeneratedImage
 from kandinsky5.request import ImageRequest
 from kandinsky5.server.app import build_app
 from kandinsky5.server.settings import Settings
@@ -37,7 +37,7 @@ class Scripted:
     def __init__(self) -> None:
         self.card, self.counts = CARD, Counts()
         self.waiting = self.drawing = self.restarts = 0
-        self.ready, self.closing = True, False
+        self.ready, self.closing, self.loading = True, False, "The model is being loaded."
         self.asked: list[tuple[Listener, ImageRequest]] = []
         self.cancelled: list[str] = []
 

@@ -291,7 +291,8 @@ def test_keys_keep_strangers_out_and_jobs_apart_and_what_is_accepted_is_finished
             server.client(headers={"authorization": f"Bearer {ALICE}"}) as alice,
         ):
             assert stranger.get("/health").status_code == 200
-            assert stranger.get("/ready").json() == {"status": "loading"}
+            loading = {"status": "loading", "reason": "The model is being loaded."}
+            assert stranger.get("/ready").json() == loading
             early = alice.post("/v1/images/generations", json={"prompt": "a"})
             assert code(early) == (503, "not_ready")
             server.wait_ready()

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import sys
 import threading
 import time
 from pathlib import Path
@@ -44,6 +45,22 @@ def test_the_embedded_model_draws(embedded: RunningServer) -> None:
     again = client.images.generate(prompt="a red circle", size="64x48", extra_body={"steps": 2, "seed": 8})
     assert again.data is not None and again.data[0].model_dump()["seed"] == 8
     assert np.abs(pixels(opened(again.data[0])) - pixels(pictures[1])).max() <= 1, "seed + i draws picture i"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at what a process has mapped")
+def test_pictures_reach_clients_through_a_process_without_torch(embedded: RunningServer) -> None:
+    """What the worker sends, previews too, holds no tensors, so the server's process needs no library for them."""
+    import psutil
+
+    events = embedded.openai.images.generate(
+        prompt="a red circle", size="64x48", stream=True, partial_images=1, extra_body=FEW
+    )
+    assert [event.type.rpartition(".")[2] for event in events] == ["partial_image", "completed"]
+    process = psutil.Process(embedded.process.pid)
+    mapped = {
+        of: {Path(file.path).name for file in of.memory_maps()} for of in (process, worker_of(embedded))
+    }
+    assert [any(name.startswith("libtorch") for name in names) for names in mapped.values()] == [False, True]
 
 
 def test_models_are_listed(embedded: RunningServer, served: RunningServer) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,12 +24,12 @@ from kandinsky5.request import EditRequest, ImageRequest
 from kandinsky5.service import Begun, Failed, Finished, Limits, Report, Service, Stepped
 from kandinsky5.service.messages import Drop, Ping, Pong
 from kandinsky5.service.process import Ended, _read
-from kandinsky5.service.watch import PATIENCE, PINGS, Watch
+from kandinsky5.service.watch import PATIENCE, PINGS, STILL_PATIENCE, LoadingWatch, Vitals, Watch, vitals_of
 from kandinsky5.service.worker import Voice, _listen
 from tests.pipelines.conftest import picture
 
 from .conftest import wait_until
-from .slow import open_slow
+from .slow import open_slow, open_stuck, open_working
 
 ENDLESS = ImageRequest(prompt="a", width=128, height=128, steps=1000)
 QUICK = ImageRequest(prompt="a", width=64, height=64, steps=1)
@@ -282,6 +283,81 @@ def test_silence_is_counted_in_pings_of_a_worker_with_work() -> None:
     assert not watch.silent
     watch.rest()
     assert watch.due == 0.0
+
+
+# -- A worker that hangs while it loads -------------------------------------------------------------------------------
+
+watched_from_outside = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of processes")
+
+
+def loading(opener: Callable[[], Any]) -> tuple[Service, Queue[Failed]]:
+    """A started service, and what it ends with when its model cannot be loaded."""
+    fatal: Queue[Failed] = Queue()
+    service = Service(opener, Limits(), on_fatal=fatal.put)
+    service.start()
+    return service, fatal
+
+
+@watched_from_outside
+@pytest.mark.parametrize(
+    ("how", "words"), [("stopped", "it was stopped for"), ("waiting", "it did nothing for")]
+)
+def test_a_worker_that_hangs_while_it_loads_is_replaced_with_a_word(
+    how: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kandinsky5.service.watch.PATIENCE", 0.4)
+    monkeypatch.setattr("kandinsky5.service.watch.STILL_PATIENCE", 2)
+    once = tmp_path / "once"
+    once.touch()
+    service, fatal = loading(partial(open_stuck, how, once))
+    try:
+        assert fatal.get(timeout=20).reason == "asked again"
+    finally:
+        service.close(seconds=0.5)
+    assert service.restarts == 1 and not service.ready
+    assert f"signal 9: {words}" in service.loading and service.loading.endswith("being loaded again.")
+    assert "ending worker" in caplog.text and words in caplog.text
+
+
+@watched_from_outside
+def test_a_worker_that_loads_slowly_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For three times as long as one that hangs would be."""
+    monkeypatch.setattr("kandinsky5.service.watch.PATIENCE", 0.4)
+    monkeypatch.setattr("kandinsky5.service.watch.STILL_PATIENCE", 2)
+    service, fatal = loading(partial(open_working, 2.5))
+    try:
+        assert fatal.get(timeout=20).reason == "left alone"
+    finally:
+        service.close(seconds=0.5)
+    assert service.restarts == 0
+
+
+def test_a_look_finds_a_worker_that_loads_dead_only_after_many_without_a_sign_of_life() -> None:
+    watch = LoadingWatch()
+    still, stopped = (Vitals(stopped=it, done=(1, 2)) for it in (False, True))
+    for number in range(PINGS):
+        assert watch.look(stopped, now=0.0) is None, number
+    assert watch.look(still, now=0.0) is None, "it goes on"
+    looks = [watch.look(Vitals(stopped=False, done=(1, 3 + n // 2)), now=0.0) for n in range(100)]
+    assert looks == [None] * 100, "now and then it does something"
+    assert watch.look(None, now=5.0) is None, "a system that does not tell"
+    assert watch.due == 5.0 + PATIENCE / PINGS
+    found = [watch.look(still, now=0.0) for _ in range(PINGS * STILL_PATIENCE + 1)]
+    assert found[:-1] == [None] * (PINGS * STILL_PATIENCE)
+    assert found[-1] == "it did nothing for 600 s while it loaded the model"
+    watch.rest()
+    assert watch.due == 0.0 and [watch.look(stopped, now=0.0) for _ in range(PINGS)] == [None] * PINGS
+    assert watch.look(stopped, now=0.0) == "it was stopped for 120 s while it loaded the model"
+
+
+@watched_from_outside
+def test_what_a_system_says_of_a_process() -> None:
+    before = vitals_of(os.getpid())
+    sum(range(2_000_000))
+    after = vitals_of(os.getpid())
+    assert before is not None and after is not None
+    assert not after.stopped and before.done != after.done and len(after.done) == 8
+    assert vitals_of(2**30) is None
 
 
 def test_closing_answers_for_everything_it_has_accepted(saved_editing_folder: str) -> None:

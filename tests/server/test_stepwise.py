@@ -1,13 +1,16 @@
 """Several requests at once over real pipelines at tiny size: each picture as if it were alone."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
+from kandinsky5 import denoise
 from kandinsky5.denoise import RunGroup
 from kandinsky5.engine import Engine
 from kandinsky5.lora import LoraFormat, write_lora
@@ -83,6 +86,89 @@ def test_a_picture_does_not_depend_on_its_neighbours(stepwise: Stepwise, engines
             # Levels of 255: rounding in float32 is all that a neighbour may change.
             assert difference(ours.image, theirs.image) <= 1, name
     assert difference(found["short"].pictures[0].image, found["edit"].pictures[0].image) > 20
+
+
+@pytest.fixture
+def multistep(editing: Kandinsky5I2IPipeline) -> dict:
+    """An engine whose scheduler makes each step from the velocities of this one and the one before."""
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2
+    )
+    drawing = Kandinsky5T2IPipeline.from_pipe(editing, scheduler=scheduler)
+    drawing.set_progress_bar_config(disable=True)
+    return {"text-to-image": Engine(drawing, source="tiny")}
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["at once", "no memory for two rows"])
+def test_a_scheduler_that_remembers_steps_remembers_those_of_its_own_picture(
+    multistep: dict, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    """Pictures of other lengths that join and leave: each as alone, each step told to its scheduler once."""
+    engine = multistep["text-to-image"]
+    requests = {
+        "long": asked(SHORT, 1, steps=7, guidance=5.0),
+        "two": asked(MIDDLE, 2, steps=4, count=2, guidance=3.0),
+        "late": asked(LONG, 3, steps=5, guidance=1.0),
+    }
+    alone = {name: engine.generate(request) for name, request in requests.items()}
+    stepped, real_step, real_pass = [], DPMSolverMultistepScheduler.step, denoise._velocity
+
+    def step(self: DPMSolverMultistepScheduler, *args, **kwargs):
+        stepped.append(self)
+        return real_step(self, *args, **kwargs)
+
+    def velocity(transformer, latents, *args):
+        if len(latents) > 1 and not room:
+            raise torch.OutOfMemoryError("full")
+        return real_pass(transformer, latents, *args)
+
+    monkeypatch.setattr(DPMSolverMultistepScheduler, "step", step)
+    monkeypatch.setattr(denoise, "_velocity", velocity)
+    stepwise = Stepwise(multistep, most=4)
+    for name in ("long", "two"):
+        assert isinstance(stepwise.begin(Begin(id=name, request=requests[name])), Begun)
+    reports = list(stepwise.step()) + list(stepwise.step())
+    assert isinstance(stepwise.begin(Begin(id="late", request=requests["late"])), Begun)
+    found = finished(reports + list(run(stepwise)))
+    for name, pictures in alone.items():
+        for ours, theirs in zip(found[name].pictures, pictures, strict=True):
+            assert difference(ours.image, theirs.image) <= 1, name
+    assert sorted(Counter(map(id, stepped)).values()) == [4, 4, 5, 7]
+    assert engine.pipeline.scheduler not in stepped
+
+
+def test_a_preview_is_where_a_scheduler_that_remembers_steps_is_heading(
+    multistep: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepwise = Stepwise(multistep, most=4)
+    stepwise.begin(Begin(id="a", request=asked(SHORT, 0, steps=8), previews=3))
+    estimates, real = [], DPMSolverMultistepScheduler.step
+
+    def step(self: DPMSolverMultistepScheduler, *args, **kwargs):
+        taken = real(self, *args, **kwargs)
+        estimates.append(stepwise._preview.picture(self.model_outputs[-1]))
+        return taken
+
+    monkeypatch.setattr(DPMSolverMultistepScheduler, "step", step)
+    looks = [report.image for report in run(stepwise) if isinstance(report, Previewed)]
+    assert [difference(look, estimates[at]) <= 1 for look, at in zip(looks, (1, 3, 5), strict=True)] == [
+        True
+    ] * 3
+
+
+def test_a_scheduler_that_fails_fails_its_own_request_only(multistep: dict, monkeypatch) -> None:
+    stepwise = Stepwise(multistep, most=4)
+    for name, seed in (("bad", 0), ("good", 1)):
+        stepwise.begin(Begin(id=name, request=asked(SHORT, seed)))
+    bad = next(d for d in stepwise._drawings if d.work.begin.id == "bad")
+
+    def step(*args, **kwargs):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(bad.scheduler, "step", step)
+    reports = list(run(stepwise))
+    assert [(r.id, r.kind) for r in reports if isinstance(r, Failed)] == [("bad", "capacity")]
+    assert set(finished(reports)) == {"good"}
 
 
 def test_passes_are_shared_and_never_larger_than_allowed(stepwise: Stepwise, monkeypatch) -> None:
@@ -265,7 +351,7 @@ def test_a_preview_of_the_embedded_model_shows_its_colours() -> None:
     from diffusers import AutoencoderKL
 
     from kandinsky5 import latents
-    from kandinsky5.pictures import to_pixels
+    from kandinsky5.pictures.arrays import to_pixels
     from kandinsky5.variants import embedded_folder
 
     vae = AutoencoderKL.from_pretrained(embedded_folder() / "vae").eval()

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from kandinsky5.errors import RequestError
-from kandinsky5.pictures import as_pictures, read_mask, read_picture
+from kandinsky5.pictures import read_mask, read_picture
+from kandinsky5.pictures.arrays import as_pictures
 
 from ..pipelines.conftest import picture
 from .test_pictures import grey

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from kandinsky5.errors import RequestError
-from kandinsky5.pictures import as_pictures, content_hash, read_mask, read_picture, to_pixels
+from kandinsky5.pictures import content_hash, read_mask, read_picture
+from kandinsky5.pictures.arrays import as_pictures, to_pixels
 from kandinsky5.pictures.decoding import MAX_PIXELS, upright_rgb
 
 from ..pipelines.conftest import picture

@@ -13,7 +13,7 @@ from kandinsky5.pictures import fit_picture
 from kandinsky5.request import EditRequest
 
 if TYPE_CHECKING:
-    from kandinsky5.records import GeneratedImage
+    from kandinsky5.generated import GeneratedImage
 
 GAP: Final = 8
 """Pixels of white between the two."""

@@ -120,6 +120,6 @@ def _requests(
 
 
 def _read(path: Path) -> "Image.Image":
-    from kandinsky5.pictures import read_picture  # loads torch, which --help must not
+    from kandinsky5.pictures import read_picture  # loads numpy and Pillow, which --help must not
 
     return read_picture(path)

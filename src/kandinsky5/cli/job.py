@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from kandinsky5.engine import Engine
-    from kandinsky5.records import GeneratedImage
+    from kandinsky5.generated import GeneratedImage
 
 OpenEngine = Callable[..., "Engine"]
 """(model, device, dtype, task, budget) -> an engine that draws; as `opening.open_engine`."""

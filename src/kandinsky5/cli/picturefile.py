@@ -15,7 +15,7 @@ from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.provenance import PictureFormat, Provenance, encode_picture, stored_json
 
 if TYPE_CHECKING:
-    from kandinsky5.records import GeneratedImage
+    from kandinsky5.generated import GeneratedImage
 
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_THERE: Final = (

@@ -32,6 +32,9 @@ RETRIES: Final = 5
 
 RETRY_SECONDS: Final = 1.0
 
+LONGEST_UNTOLD: Final = 8
+"""Seconds of a wait that nobody is told of."""
+
 LONGEST_WAIT: Final = 60
 """Seconds that a hub may ask to be left alone for; more is for the person to decide."""
 
@@ -166,6 +169,10 @@ def _fill(blob: Blob, url: str, headers: Mapping[str, str], on_fetched: Count) -
             raise broke or CheckpointError(f"{blob.name}: the hub sends none of its {blob.size} bytes.")
         if broke is not None:
             logger.info("%s broke off (%s); going on from byte %d.", blob.name, broke, blob.kept())
+            if seconds > LONGEST_UNTOLD:
+                logger.warning(
+                    "The hub asks to be left alone for %d seconds; waiting (%s).", seconds, blob.name
+                )
             pause(seconds, lambda: on_fetched(0))
     if not blob.size:
         blob.partial.touch()

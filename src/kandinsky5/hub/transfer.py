@@ -1,7 +1,8 @@
 """From a hub id to a folder in the cache that is whole and has the hub's hashes.
 
 In: what is needed of a repository. Out: the folder, or an error and no file in it that is not right. Files are fetched
-by `hub.blob`; the client links them into its cache and keeps its names. Refuses to know: tensors and pipelines.
+by `hub.blob` and named by `hub.links`, in the client's cache and as it names them. Refuses to know: tensors and
+pipelines.
 """
 
 import logging
@@ -10,19 +11,19 @@ import threading
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, validate_repo_id
-from huggingface_hub.utils import tqdm as client_bar
 
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.hub.access import HubAccess, absence, may_use_cache, refusal
 from kandinsky5.hub.bars import Counted, FetchedBytes, Watch, bars
 from kandinsky5.hub.blob import Blob, fetch_blob
 from kandinsky5.hub.cache import missing_files, stored_folder
+from kandinsky5.hub.links import name_revision, place_in_snapshot, tag_cache
 from kandinsky5.hub.lock import locked
 from kandinsky5.hub.need import Need
 from kandinsky5.hub.selection import Plan, PlannedFile, plan
@@ -91,14 +92,14 @@ def fetch_planned(
 ) -> Path:
     """The folder of a plan's commit, as `fetch` makes it."""
     to_fetch = check_room(wanted, access, force=force)
+    folder = _snapshot(wanted, access)
     with watch(to_fetch, wanted.size if check_all else to_fetch) as on_bytes:
         run = _Run(wanted, access, force, check_all, on_bytes)
         try:
-            # The first file makes the branch or tag known to the cache, so that it is found there without a network.
-            first = run.fetch_file(wanted.files[0], wanted.revision or "main")
-            folder = Path(str(first).removesuffix(wanted.files[0].path))
-            if folder.name != wanted.commit:
-                raise CheckpointError(f"{wanted.repo_id} was changed while it was fetched; try again.")
+            run.fetch_files(wanted.files[:1])
+            tag_cache(access.cache_folder)
+            # The branch or tag is known to the cache from here on, so that it is found there without a network.
+            name_revision(_repository(wanted, access), wanted.revision or "main", wanted.commit)
             # Small files next: what an index names and nobody has is known before the gigabytes.
             run.fetch_files(file for file in wanted.files[1:] if file.sha256 is None)
             _check_lacks(wanted, folder, {file.path for file in wanted.files})
@@ -172,6 +173,11 @@ def _repository(wanted: Plan, access: HubAccess) -> Path:
     return access.cache_folder / repo_folder_name(repo_id=wanted.repo_id, repo_type="model")
 
 
+def _snapshot(wanted: Plan, access: HubAccess) -> Path:
+    """The folder of the plan's commit, which may not exist yet."""
+    return _repository(wanted, access) / "snapshots" / wanted.commit
+
+
 def _blob(wanted: Plan, file: PlannedFile, access: HubAccess) -> Blob:
     repository = _repository(wanted, access)
     return Blob(
@@ -201,27 +207,22 @@ class _Run:
         self._ended = threading.Event()
 
     def fetch_files(self, files: Iterable[PlannedFile]) -> None:
-        """Several files at a time. The first error ends the others at their next bytes.
+        """Several files at a time, each at its place in the snapshot once it is right.
 
-        The client is asked for the links here, in the thread where Ctrl-C arrives: it may wait long.
+        The first error ends the others at their next bytes.
         """
         with ThreadPoolExecutor(STREAMS, thread_name_prefix="fetch") as pool:
             tasks = {pool.submit(self._bring, file): file for file in files}
             try:
                 for task in as_completed(tasks):
                     task.result()
-                    self._link(tasks[task], self._wanted.commit)
+                    self._link(tasks[task])
             except BaseException:
                 self._ended.set()
                 raise
             finally:
                 for task in tasks:
                     task.cancel()
-
-    def fetch_file(self, file: PlannedFile, revision: str) -> Path:
-        """Where a file is in the snapshot, once it is there and right."""
-        self._bring(file)
-        return self._link(file, revision)
 
     def _bring(self, file: PlannedFile) -> None:
         """Have a file's bytes in the cache. What is damaged is dropped by the one process that has the lock."""
@@ -260,22 +261,13 @@ class _Run:
             return blob.is_right(place, self._on_checked)
         return _size_of(place) == blob.size
 
-    def _link(self, file: PlannedFile, revision: str) -> Path:
-        """A file's place in the snapshot, made by the client."""
-        path = Path(
-            hf_hub_download(
-                self._wanted.repo_id,
-                file.path,
-                revision=revision,
-                cache_dir=self._access.cache_folder,
-                endpoint=self._access.endpoint,
-                token=self._access.token,
-                tqdm_class=_silent_bar(),
-            )
-        )
-        if not path.is_symlink():  # where there are no links, the client makes a copy
-            _blob(self._wanted, file, self._access).path.unlink(missing_ok=True)
-        return path
+    def _link(self, file: PlannedFile) -> None:
+        """Have a file at its place in the snapshot."""
+        blob = _blob(self._wanted, file, self._access)
+        place = _snapshot(self._wanted, self._access) / file.path
+        if not (blob.path.exists() or place.exists()):
+            self._bring(file)  # without links, another file with the same bytes took them
+        place_in_snapshot(blob.path, place, self._access.cache_folder)
 
     def _on_fetched(self, count: int) -> None:
         self._go_on()
@@ -312,13 +304,3 @@ def _discard(path: Path) -> None:
     """Remove a file from the snapshot together with the bytes it points to."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-
-
-def _silent_bar() -> type[Any]:
-    """A progress bar for the client that shows nothing."""
-
-    class Silent(client_bar):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-    return Silent

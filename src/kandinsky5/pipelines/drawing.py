@@ -20,7 +20,7 @@ from kandinsky5.errors import RequestError
 from kandinsky5.expansion import expand
 from kandinsky5.geometry import check_size
 from kandinsky5.out_of_memory import is_out_of_memory
-from kandinsky5.pictures import to_pixels
+from kandinsky5.pictures.arrays import to_pixels
 from kandinsky5.pipelines.call import Call
 from kandinsky5.pipelines.callbacks import apply_callback
 from kandinsky5.pipelines.encoder_parts import bring_in

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import FitKind, nearest_native, same_shape, side_for
-from kandinsky5.pictures import Fit, as_pictures, fit_picture
+from kandinsky5.pictures import Fit, fit_picture
+from kandinsky5.pictures.arrays import as_pictures
 from kandinsky5.pipelines.call import Call, index_of
 from kandinsky5.pipelines.callbacks import StepCallback, tensor_inputs
 from kandinsky5.pipelines.drawing import DrawingPipeline

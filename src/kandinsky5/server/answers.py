@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from PIL import Image
 
+from kandinsky5.generated import GeneratedImage
 from kandinsky5.pictures import content_hash
 from kandinsky5.provenance import encode_picture
-from kandinsky5.records import GeneratedImage
 from kandinsky5.request import EditRequest, ImageRequest
 from kandinsky5.server.translation import Delivery
 from kandinsky5.server.uploads import Upload, keep_outside

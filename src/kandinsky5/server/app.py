@@ -62,10 +62,13 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Whether a request would be drawn now: not while the model is loaded, or at shutdown."""
+    """Whether a request would be drawn now: not while the model is loaded, and why it is, or at shutdown."""
     service = desk_of(request).service
-    status = "ready" if service.ready else "closing" if service.closing else "loading"
-    return JSONResponse({"status": status}, 200 if service.ready else 503)
+    if service.ready:
+        return JSONResponse({"status": "ready"})
+    if service.closing:
+        return JSONResponse({"status": "closing"}, 503)
+    return JSONResponse({"status": "loading", "reason": service.loading}, 503)
 
 
 async def metrics(request: Request) -> Response:

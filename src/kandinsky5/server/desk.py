@@ -38,7 +38,7 @@ class Desk:
     def card(self) -> Card:
         """What the loaded model is. Raises Problem while it is being loaded for the first time."""
         if self.service.card is None:
-            raise Problem(503, "The model is being loaded.", code="not_ready", headers={"retry-after": "5"})
+            raise Problem(503, self.service.loading, code="not_ready", headers={"retry-after": "5"})
         return self.service.card
 
     def ask(

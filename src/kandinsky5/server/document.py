@@ -72,10 +72,11 @@ REFUSALS: Final = (400, 404, 409, 413, 415, 429, 500, 503, 504)
 def _paths() -> Json:
     text = {"text/plain": {"schema": {"type": "string"}}}
     status, name = _object("status"), [_parameter("name", "path")]
+    not_yet = {**status, "properties": {**status["properties"], "reason": {"type": "string"}}}
     now = "Whether a request would be drawn now."
     return {
         "/health": {"get": _operation("Whether the server answers.", _json(status), open_=True)},
-        "/ready": {"get": _operation(now, _json(status), also={503: status}, open_=True)},
+        "/ready": {"get": _operation(now, _json(status), also={503: not_yet}, open_=True)},
         "/metrics": {"get": _operation("For Prometheus.", text)},
         "/openapi.json": {"get": _operation("This document.", _json({"type": "object"}), open_=True)},
         "/v1/models": {"get": _operation("The model served here.", _json(_ref("ModelList")))},

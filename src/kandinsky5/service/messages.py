@@ -11,8 +11,8 @@ from typing import Literal
 
 from PIL import Image
 
+from kandinsky5.generated import GeneratedImage
 from kandinsky5.prompts import Task
-from kandinsky5.records import GeneratedImage
 from kandinsky5.request import ImageRequest
 
 FailureKind = Literal[

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from kandinsky5.service.messages import Command, Ping, Stop
-from kandinsky5.service.watch import Watch
+from kandinsky5.service.watch import PATIENCE, LoadingWatch, Watch, vitals_of
 from kandinsky5.service.worker import OpenEngines, work
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class WorkerProcess:
         self._most = most
         self._hear = hear
         self._watch = Watch()
+        self._loading = LoadingWatch()
+        self._verdict: str | None = None
         self._process: Any = None
         self._connection: Connection | None = None
         self._outbox: Outbox = SimpleQueue()
@@ -65,24 +67,33 @@ class WorkerProcess:
     def look_after(self, *, working: bool) -> float:
         """Start it where there is none and the pause after a failure is over; end it where it hangs.
 
-        While it loads its model, or is not `working`, it need not show that it lives. Returns when to look again,
-        unless something happens before that.
+        A worker that is ready and not `working` need not show that it lives. Returns when to look again, unless
+        something happens before that.
         """
         now = time.monotonic()
         if self._process is None:
             if now < self._next_start:
                 return self._next_start
             self._start()
-        if not (working and self.ready):
+        if not self.ready:
+            if now >= self._loading.due and (why := self._loading.look(vitals_of(self._process.pid), now)):
+                self._end(why)
+            return self._loading.due
+        if not working:
             self._watch.rest()
             return math.inf
         if now >= self._watch.due:
             if self._watch.silent:
-                log.error("the worker has shown no sign of life for too long; ending it")
-                self.kill()
+                self._end(f"it showed no sign of life for {PATIENCE:.0f} s")
             self.send(Ping())
             self._watch.pinged(now)
         return self._watch.due
+
+    def _end(self, why: str) -> None:
+        """End one that hangs."""
+        log.error("ending worker %s: %s", self.pid, why)
+        self._verdict = why
+        self.kill()
 
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
@@ -114,6 +125,7 @@ class WorkerProcess:
     def now_ready(self) -> None:
         """It has loaded its model: should it end, the next is started at once."""
         self.ready, self._pause = True, 0.0
+        self._loading.rest()
 
     def send(self, command: Command) -> None:
         """Put it into the queue of what the worker is sent. Where it has ended this does nothing."""
@@ -121,7 +133,10 @@ class WorkerProcess:
             self._outbox.put(command)
 
     def bury(self) -> str:
-        """After its end: how it ended. The next may be started, at once or after a pause if it was never ready."""
+        """After its end: how it ended, and why where it was ended here.
+
+        The next may be started, at once or after a pause if it was never ready.
+        """
         assert self._process is not None and self._connection is not None
         process, was_ready = self._process, self.ready
         self.ready = False
@@ -139,7 +154,10 @@ class WorkerProcess:
         self._next_start = time.monotonic() + self._pause
         self._process, self._connection = None, None
         process.close()
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        self._loading.rest()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        why, self._verdict = self._verdict, None
+        return how if why is None else f"{how}: {why}"
 
     def kill(self) -> None:
         """End it now."""

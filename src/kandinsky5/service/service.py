@@ -47,7 +47,13 @@ LONGEST_WAIT: Final = 3600.0
 
 
 class Service:
-    """One model, many askers. Made, `start`ed, and `close`d once."""
+    """One model, many askers. Made, `start`ed, and `close`d once.
+
+    Attributes:
+        card: of the model, once it has been loaded for the first time.
+        closing: whether nothing more is accepted.
+        loading: why a service that is not `ready`, and not closing, is not: a sentence for whoever asks.
+    """
 
     def __init__(
         self, open_engines: OpenEngines, limits: Limits, *, on_fatal: Callable[[Failed], None] | None = None
@@ -56,6 +62,7 @@ class Service:
         self.counts = Counts()
         self.card: Card | None = None
         self.closing = False
+        self.loading = "The model is being loaded."
         self._on_fatal = on_fatal
         self._lock = threading.RLock()
         self._line: Line[Ticket] = Line(limits.waiting, limits.waiting_per_key)
@@ -293,6 +300,7 @@ class Service:
                 return
             lost, self._drawing = [*self._drawing.values()], {}
             log.error("the worker ended (%s) with %d requests", how, len(lost))
+            self.loading = f"The process that had the model ended ({how}); the model is being loaded again."
             for ticket in lost:
                 reason = (
                     f"The process that drew the picture ended ({how}); it is being started again. Try again."

@@ -21,10 +21,10 @@ from kandinsky5.adapters import Worn
 from kandinsky5.denoise import Run, RunGroup
 from kandinsky5.engine import Engine
 from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.generated import GeneratedImage
 from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.pictures import Fit
 from kandinsky5.prompts import Task
-from kandinsky5.records import GeneratedImage
 from kandinsky5.request import EditRequest, ImageRequest
 from kandinsky5.service.messages import (
     Begin,
@@ -274,11 +274,17 @@ class Stepwise:
     def _advance(self, drawing: _Drawing, velocity: Tensor) -> Iterator[Report]:
         """Take the step, tell of it, and finish the picture and its request where it was the last."""
         work, run = drawing.work, drawing.run
-        if drawing.index == 0 and drawing.at + 1 in _preview_steps(work):
-            now = float(drawing.scheduler.sigmas[drawing.at])
-            image = self._preview.picture(flow.step(run.latents, velocity, now, 0.0))
-            yield Previewed(id=work.begin.id, index=_preview_steps(work).index(drawing.at + 1), image=image)
-        run.latents = drawing.scheduler.step(velocity, drawing.timestep, run.latents, return_dict=False)[0]
+        try:
+            shown = self._look(drawing, velocity)
+            # Once for each step of each drawing: a scheduler of several steps remembers what it was given.
+            run.latents = drawing.scheduler.step(velocity, drawing.timestep, run.latents, return_dict=False)[
+                0
+            ]
+        except Exception as error:
+            yield from self._fail([drawing], error)
+            return
+        if shown is not None:
+            yield shown
         drawing.at += 1
         work.steps += 1
         total = len(drawing.scheduler.timesteps) * work.request.count
@@ -295,6 +301,15 @@ class Stepwise:
         if len(work.pictures) == work.request.count:
             pictures = [work.pictures[i] for i in range(work.request.count)]
             yield Finished(id=work.begin.id, pictures=pictures, seconds=work.seconds)
+
+    def _look(self, drawing: _Drawing, velocity: Tensor) -> Previewed | None:
+        """Where the picture is heading before this step, if a look at it is due."""
+        due = _preview_steps(drawing.work)
+        if drawing.index > 0 or drawing.at + 1 not in due:
+            return None
+        now = float(drawing.scheduler.sigmas[drawing.at])
+        image = self._preview.picture(flow.step(drawing.run.latents, velocity, now, 0.0))
+        return Previewed(id=drawing.work.begin.id, index=due.index(drawing.at + 1), image=image)
 
     def _develop(self, drawing: _Drawing) -> None:
         work, started = drawing.work, time.perf_counter()

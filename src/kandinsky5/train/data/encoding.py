@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from kandinsky5.errors import CheckpointError, RequestError
-from kandinsky5.pictures import fit_picture, to_pixels
+from kandinsky5.pictures import fit_picture
+from kandinsky5.pictures.arrays import to_pixels
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.train.data.cache import TensorCache, config_of, digest_of_files, fingerprint, key_of
 from kandinsky5.train.data.examples import Example, Flaw, PictureBytes
