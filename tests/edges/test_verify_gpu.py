@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from kandinsky5 import flow
 from kandinsky5.demo.architecture import (
     build_autoencoder,
     build_network,
     build_pooled_encoder,
-    build_scheduler,
     build_text_encoder,
 )
 from kandinsky5.demo.tokenizers import save_processor_files
@@ -41,7 +41,7 @@ def folder(components: dict[str, object], tmp_path_factory: pytest.TempPathFacto
         "vae": build_autoencoder(TINY),
         "text_encoder": build_text_encoder(TINY, components["tokenizer"]),  # type: ignore[arg-type]
         "text_encoder_2": build_pooled_encoder(TINY, components["tokenizer_2"]),  # type: ignore[arg-type]
-        "scheduler": build_scheduler(flow.DEFAULT_SHIFT),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
     }
     place = tmp_path_factory.mktemp("medium")
     pipe = Kandinsky5T2IPipeline(**{**components, **parts, "transformer": network.to(torch.bfloat16)})  # type: ignore[arg-type]

@@ -61,6 +61,11 @@ def draw_weights(module: nn.Module, seed: int, std: float = 0.15) -> None:
             parameter.copy_(1 + drawn if "norm" in name and name.endswith("weight") else drawn)
 
 
+def euler():
+    """The published scheduler."""
+    return FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)
+
+
 @pytest.fixture(scope="session")
 def components() -> dict[str, object]:
     """The seven components, float32; treat as read-only."""
@@ -74,7 +79,7 @@ def components() -> dict[str, object]:
         "tokenizer": tokenizer,
         "text_encoder_2": build_pooled_encoder(TINY, tokenizer_2),
         "tokenizer_2": tokenizer_2,
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+        "scheduler": euler(),
     }
     for seed, name in enumerate(("transformer", "text_encoder", "text_encoder_2")):
         draw_weights(parts[name].eval(), seed)  # type: ignore[attr-defined, arg-type]
@@ -85,7 +90,7 @@ def components() -> dict[str, object]:
 def pipeline(components: dict[str, object]) -> Kandinsky5T2IPipeline:
     """A pipeline over the shared components, with a scheduler of its own."""
     pipe = Kandinsky5T2IPipeline(
-        **{**components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)},
+        **{**components, "scheduler": euler()},
         default_steps=3,
     )  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
@@ -127,7 +132,7 @@ def editing_components(
 @pytest.fixture
 def editing(editing_components: dict[str, object]) -> Kandinsky5I2IPipeline:
     """An editing pipeline over the shared components, with a scheduler of its own."""
-    parts = {**editing_components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
+    parts = {**editing_components, "scheduler": euler()}
     pipe = Kandinsky5I2IPipeline(**parts, default_steps=3)  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
     return pipe

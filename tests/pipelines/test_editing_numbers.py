@@ -4,15 +4,13 @@ import copy
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from kandinsky5 import flow
 from kandinsky5 import latents as latent_stage
 from kandinsky5.pictures.arrays import to_pixels
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 
-from .conftest import SHORT, picture
+from .conftest import SHORT, euler, picture
 
 
 def inputs_of(module, run):
@@ -138,7 +136,7 @@ class TestPrecision:
                 **editing_components,
                 "transformer": copy.deepcopy(editing_components["transformer"]).to(network_dtype),
                 "vae": copy.deepcopy(editing_components["vae"]).to(vae_dtype),
-                "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+                "scheduler": euler(),
             },
             default_steps=3,
         )

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from kandinsky5 import denoise, flow
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
 
-from .conftest import SHORT
+from .conftest import SHORT, euler
 
 UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 
@@ -18,7 +17,7 @@ class TestTimes:
     @pytest.mark.parametrize("steps", [1, 3, 50])
     def test_they_are_the_authors(self, steps):
         """Through the scheduler: 1000 t with t from `flow.times`, and the last sigma of 50 steps from their code."""
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)
+        scheduler = euler()
         timesteps = denoise.set_times(scheduler, steps, "cpu")
         expected = flow.times(steps)
         torch.testing.assert_close(scheduler.sigmas, expected, atol=1e-6, rtol=0)
@@ -35,8 +34,8 @@ class TestTimes:
     def test_euler_takes_the_array_as_it_took_the_list(self):
         for steps in (1, 3, 16, 50):
             ours, theirs = (
-                FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
-                FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+                euler(),
+                euler(),
             )
             denoise.set_times(ours, steps, "cpu")
             theirs.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist())
@@ -93,7 +92,7 @@ class TestPrecision:
             **{
                 **components,
                 "transformer": network,
-                "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+                "scheduler": euler(),
             }
         )
         pipe.set_progress_bar_config(disable=True)
@@ -117,13 +116,11 @@ class TestPrecision:
                 **components,
                 "transformer": copy.deepcopy(components["transformer"]).to(network_dtype),
                 "vae": copy.deepcopy(components["vae"]).to(vae_dtype),
-                "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+                "scheduler": euler(),
             }
         )
         pipe.set_progress_bar_config(disable=True)
-        reference = Kandinsky5T2IPipeline(
-            **{**components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)}
-        )
+        reference = Kandinsky5T2IPipeline(**{**components, "scheduler": euler()})
         reference.set_progress_bar_config(disable=True)
         images = [
             p(SHORT, num_inference_steps=3, generator=generator(0), output_type="pt").image
@@ -151,7 +148,7 @@ class TestEditingCheckpoint:
                 **{
                     **components,
                     "transformer": network,
-                    "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+                    "scheduler": euler(),
                 }
             )
             pipe.set_progress_bar_config(disable=True)
@@ -163,7 +160,7 @@ class TestEditingCheckpoint:
             **{
                 **components,
                 "transformer": editing_network,
-                "scheduler": FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT),
+                "scheduler": euler(),
             }
         )
         shapes = []

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from kandinsky5 import denoise, flow
-from kandinsky5.demo.architecture import build_scheduler
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.records import Conditioning
 from kandinsky5.train.data.rows import Rows
@@ -151,7 +151,7 @@ def test_the_optimum_of_the_loss_is_integrated_to_the_data_by_our_sampler() -> N
     assert float(loss.max()) < 1e-6
     start = torch.randn(3, 1, 4, 4, 16, generator=torch.Generator().manual_seed(5))
     run = denoise.Run(latents=start, positive=one.conditioning.repeat(3), negative=None, guidance=1.0)
-    scheduler = build_scheduler(flow.DEFAULT_SHIFT)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=flow.DEFAULT_SHIFT)
     denoise.set_times(scheduler, 20, CPU)
     drawn_latents = denoise.denoise(run, transformer=network, scheduler=scheduler)
     torch.testing.assert_close(drawn_latents, one.mean.expand(3, -1, -1, -1, -1), rtol=1e-4, atol=1e-4)
