@@ -33,8 +33,8 @@ def cases(out):
     norm |= {"modulation_stride": "i32"}
     sizes = {
         "WIDTH": WIDTH,
-        "FIRST": 2048,
-        "SECOND": 512,
+        "PARTS": 5,
+        "PART": 512,
         "AT_ONCE": triton_kernels.TOKENS,
         "EPS": 1e-5,
         **FLOAT8,
@@ -46,11 +46,11 @@ def cases(out):
     quantise = out != "*bf16"
     for gated, normed in ((True, True), (False, True), (True, False)):
         flags = {"GATED": gated, "NORM": normed, "QUANTISE": quantise}
-        yield triton_kernels._residual_norm, norm, sizes | flags, warps(triton_kernels.warps_of(2048))
+        yield triton_kernels._residual_norm, norm, sizes | flags, warps(triton_kernels.warps_of(512))
     if quantise:
-        for gelu, width, columns in ((True, FF_WIDTH, 16384), (False, WIDTH, 4096)):
-            constants = {"WIDTH": width, "COLUMNS": columns, "GELU": gelu, **FLOAT8}
-            yield triton_kernels._row, row, constants, warps(triton_kernels.warps_of(columns))
+        for gelu, width, part in ((True, FF_WIDTH, 2048), (False, WIDTH, 512)):
+            constants = {"WIDTH": width, "PARTS": 5, "PART": part, "GELU": gelu, **FLOAT8}
+            yield triton_kernels._row, row, constants, warps(triton_kernels.warps_of(part))
     for rotated in (True, False):
         yield (
             triton_kernels._heads,
@@ -89,10 +89,10 @@ def backward_cases(sizes, head_sizes):
     rows = ("x_ptr", "rows_grad_ptr", "sum_grad_ptr", "x_grad_ptr", "out_grad_ptr")
     norm = dict.fromkeys(rows, "*bf16") | {"gate_ptr": "*fp32", "scale_ptr": "*fp32"}
     norm |= {"tokens": "i32", "modulation_stride": "i32"}
-    constants = {name: sizes[name] for name in ("WIDTH", "FIRST", "SECOND", "EPS")}
+    constants = {name: sizes[name] for name in ("WIDTH", "PARTS", "PART", "EPS")}
     for gated in (True, False):
         kernel = triton_gradients._norm_backward
-        yield kernel, norm, constants | {"GATED": gated}, warps(triton_kernels.warps_of(2048))
+        yield kernel, norm, constants | {"GATED": gated}, warps(triton_kernels.warps_of(512))
     heads = dict.fromkeys(("x_ptr", "weight_ptr", "grad_ptr", "x_grad_ptr"), "*bf16")
     heads |= {"rotation_ptr": "*fp32", "tokens": "i32"}
     for rotated in (True, False):

@@ -20,53 +20,42 @@ from torch.autograd.function import once_differentiable
 
 from kandinsky5.model.precision import LAYER_NORM_EPS, RMS_NORM_EPS
 from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches
-from kandinsky5.model.triton_kernels import TRITON, group_of, load_columns, parts_of, turned, warps_of
-
-
-@triton.jit
-def _store_columns(into, gate_ptr, out_ptr, columns, value, WIDTH: tl.constexpr, GATED: tl.constexpr):
-    """The gradient of the sum, which is that of `x`, and times the gate that of `out`."""
-    tl.store(into + columns, value.to(into.dtype.element_ty), mask=columns < WIDTH)
-    if GATED:
-        value *= load_columns(gate_ptr, columns, WIDTH)
-        tl.store(out_ptr + columns, value.to(out_ptr.dtype.element_ty), mask=columns < WIDTH)
+from kandinsky5.model.triton_kernels import TRITON, group_of, turned, warps_of
+from kandinsky5.model.triton_numbers import centred, load_row, parts_of, sum_of, sum_of_products
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _norm_backward(x_ptr, rows_grad_ptr, sum_grad_ptr, gate_ptr, scale_ptr, x_grad_ptr, out_grad_ptr,
-                   tokens, modulation_stride, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+                   tokens, modulation_stride, WIDTH: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
                    EPS: tl.constexpr, GATED: tl.constexpr):  # fmt: skip
     """One token: from the gradients of `layer_norm(x) (1 + scale) + shift` and of `x` to that of `x`.
 
     With n = (x - mean(x)) s the normed row, s one over its deviation, a gradient g of n gives one of x:
     (g - mean(g) - n mean(g n)) s. Where x is a sum `x + gate out`, the gradient of x is that of its first part too, and
-    times the gate that of `out`. In two parts as `triton_kernels._residual_norm`.
+    times the gate that of `out`.
     """
     row = tl.program_id(0).to(tl.int64)
-    first, second = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
     modulation = (row // tokens) * modulation_stride
     place = row * WIDTH
-    x_ptr += place
-    rows_grad_ptr += place
-    x_grad_ptr += place
-    out_grad_ptr += place
-    gate_ptr += modulation
-    scale_ptr += modulation
-    x, y = load_columns(x_ptr, first, WIDTH), load_columns(x_ptr, second, WIDTH)
-    mean = (tl.sum(x, axis=0) + tl.sum(y, axis=0)) / WIDTH
-    x, y = x - mean, tl.where(second < WIDTH, y - mean, 0.0)
-    inverse = tl.rsqrt((tl.sum(x * x, axis=0) + tl.sum(y * y, axis=0)) / WIDTH + EPS)
-    x, y = x * inverse, y * inverse
-    g = load_columns(rows_grad_ptr, first, WIDTH) * (1.0 + load_columns(scale_ptr, first, WIDTH))
-    h = load_columns(rows_grad_ptr, second, WIDTH) * (1.0 + load_columns(scale_ptr, second, WIDTH))
-    mean = (tl.sum(g, axis=0) + tl.sum(h, axis=0)) / WIDTH
-    along = (tl.sum(g * x, axis=0) + tl.sum(h * y, axis=0)) / WIDTH
-    g, h = (g - mean - x * along) * inverse, (h - mean - y * along) * inverse
-    if GATED:
-        g += load_columns(sum_grad_ptr + place, first, WIDTH)
-        h += load_columns(sum_grad_ptr + place, second, WIDTH)
-    _store_columns(x_grad_ptr, gate_ptr, out_grad_ptr, first, g, WIDTH, GATED)
-    _store_columns(x_grad_ptr, gate_ptr, out_grad_ptr, second, h, WIDTH, GATED)
+    apart = centred(load_row(x_ptr + place, WIDTH, PARTS, PART), WIDTH, PARTS, PART)
+    inverse = tl.rsqrt(sum_of_products(apart, apart, PARTS) / WIDTH + EPS)
+    rows_grad = load_row(rows_grad_ptr + place, WIDTH, PARTS, PART)
+    scale = load_row(scale_ptr + modulation, WIDTH, PARTS, PART)
+    grad = ()
+    for i in tl.static_range(PARTS):
+        grad = grad + (rows_grad[i] * (1.0 + scale[i]),)  # noqa: RUF005
+    mean = sum_of(grad, PARTS) / WIDTH
+    along = sum_of_products(grad, apart, PARTS) * inverse * inverse / WIDTH
+    for i in tl.static_range(PARTS):
+        columns = i * PART + tl.arange(0, PART)
+        inside = columns < WIDTH
+        found = (grad[i] - mean - apart[i] * along) * inverse
+        if GATED:
+            found += tl.load(sum_grad_ptr + place + columns, mask=inside, other=0.0).to(tl.float32)
+        tl.store(x_grad_ptr + place + columns, found.to(x_grad_ptr.dtype.element_ty), mask=inside)
+        if GATED:
+            found *= tl.load(gate_ptr + modulation + columns, mask=inside, other=0.0)
+            tl.store(out_grad_ptr + place + columns, found.to(out_grad_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -176,7 +165,7 @@ def _through_the_norm(
     """The gradient of `x`, and with a gate that of what was gated and added to make it."""
     x, rows_grad = x.contiguous(), rows_grad.contiguous()
     width = x.shape[-1]
-    first, second = parts_of(width)
+    parts, part = parts_of(width)
     x_grad = torch.empty_like(x)
     out_grad = None if gate is None else torch.empty_like(x)
     _norm_backward[(x.numel() // width,)](
@@ -189,11 +178,11 @@ def _through_the_norm(
         ),
         *(x_grad, x_grad if out_grad is None else out_grad, x.shape[1], scale.stride(0)),
         WIDTH=width,
-        FIRST=first,
-        SECOND=second,
+        PARTS=parts,
+        PART=part,
         EPS=LAYER_NORM_EPS,
         GATED=gate is not None,
-        num_warps=warps_of(first),
+        num_warps=warps_of(part),
     )
     return x_grad, out_grad
 

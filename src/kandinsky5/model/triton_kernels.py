@@ -16,10 +16,18 @@ from kandinsky5.model.kernels import EAGER, Kernels, Rows, attended
 from kandinsky5.model.precision import LAYER_NORM_EPS, RMS_NORM_EPS
 from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
 from kandinsky5.model.triton_attention import attend_text, fits
-from kandinsky5.model.triton_numbers import clamped, largest_or_nan, scale_of
+from kandinsky5.model.triton_numbers import (
+    centred,
+    clamped,
+    largest_of,
+    load_row,
+    parts_of,
+    scale_of,
+    sum_of_products,
+)
 
-ELEMENTS_A_WARP = 512
-"""16 a thread: two 16-byte accesses of bfloat16."""
+ELEMENTS_A_WARP = 256
+"""Of a part: 8 a thread, a 16-byte access of bfloat16."""
 
 ELEMENTS_A_HEAD_WARP = 1024
 """8 heads of 128 channels a warp took 0.034 ms on an H200, with two warps 0.056."""
@@ -36,76 +44,71 @@ and 0.072 to bfloat16, 2 took 0.061 and 0.071, 8 0.056 and 0.054 (benchmarks/res
 
 
 @triton.jit
-def _store(rows_ptr, columns, x, scale, end, QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr):
-    """Some columns of a row for the next product, in float8 over the row's scale if asked for."""
-    if QUANTISE:
-        x = clamped(x * (1.0 / scale), LARGEST_FLOAT8)
-    tl.store(rows_ptr + columns, x.to(rows_ptr.dtype.element_ty), mask=columns < end)
+def _store_row(rows_ptr, parts, scale, end, PARTS: tl.constexpr, PART: tl.constexpr, QUANTISE: tl.constexpr,
+               LARGEST_FLOAT8: tl.constexpr):  # fmt: skip
+    """A row for the next product, in float8 over the row's scale if asked for."""
+    for i in tl.static_range(PARTS):
+        columns = i * PART + tl.arange(0, PART)
+        x = parts[i]
+        if QUANTISE:
+            x = clamped(x * (1.0 / scale), LARGEST_FLOAT8)
+        tl.store(rows_ptr + columns, x.to(rows_ptr.dtype.element_ty), mask=columns < end)
 
 
 @triton.jit
-def load_columns(pointer, columns, end):
-    """Some columns of a row, or of a shift, scale or gate, in float32; zeros from `end` on."""
-    return tl.load(pointer + columns, mask=columns < end, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _summed(x_ptr, gate, out_ptr, sum_ptr, columns, end, GATED: tl.constexpr):
-    """Some columns of `x`, or of `x + gate out`, rounded and stored; float32, zeros beyond the last column."""
-    x = load_columns(x_ptr, columns, end)
-    if GATED:
-        rounded = (x + gate * load_columns(out_ptr, columns, end)).to(sum_ptr.dtype.element_ty)
+def _summed(x, gate, out, sum_ptr, end, PARTS: tl.constexpr, PART: tl.constexpr):
+    """`x + gate out`, rounded and stored."""
+    parts = ()
+    for i in tl.static_range(PARTS):
+        columns = i * PART + tl.arange(0, PART)
+        rounded = (x[i] + gate[i] * out[i]).to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + columns, rounded, mask=columns < end)
-        x = rounded.to(tl.float32)
-    return x
+        parts = parts + (rounded.to(tl.float32),)  # noqa: RUF005
+    return parts
+
+
+@triton.jit
+def _normed(x, shift, scale, WIDTH: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr, EPS: tl.constexpr):
+    """`layer_norm(x) (1 + scale) + shift`."""
+    apart = centred(x, WIDTH, PARTS, PART)
+    inverse = tl.rsqrt(sum_of_products(apart, apart, PARTS) / WIDTH + EPS)
+    parts = ()
+    for i in tl.static_range(PARTS):
+        parts = parts + (apart[i] * inverse * (1.0 + scale[i]) + shift[i],)  # noqa: RUF005
+    return parts
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows_ptr, row_scale_ptr,
-                   tokens, modulation_stride, WIDTH: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+                   tokens, modulation_stride, WIDTH: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
                    AT_ONCE: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
                    QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
     """Some tokens of a batch entry: `x + gate out`, rounded and stored, and of it
     `layer_norm(...) (1 + scale) + shift`.
-
-    In two parts, whose lengths are powers of two as Triton's must be: 2,560 columns in one would be 4,096.
     """
-    first, second = tl.arange(0, FIRST), FIRST + tl.arange(0, SECOND)
     entry = tl.program_id(1).to(tl.int64)
-    gate_ptr += entry * modulation_stride
-    shift_ptr += entry * modulation_stride
-    scale_ptr += entry * modulation_stride
-    gate, gate_too = 0.0, 0.0
+    modulation = entry * modulation_stride
     if GATED:
-        gate, gate_too = load_columns(gate_ptr, first, WIDTH), load_columns(gate_ptr, second, WIDTH)
+        gate = load_row(gate_ptr + modulation, WIDTH, PARTS, PART)
     if NORM:
-        shift, shift_too = load_columns(shift_ptr, first, WIDTH), load_columns(shift_ptr, second, WIDTH)
-        scale, scale_too = (
-            1.0 + load_columns(scale_ptr, first, WIDTH),
-            1.0 + load_columns(scale_ptr, second, WIDTH),
-        )
+        shift = load_row(shift_ptr + modulation, WIDTH, PARTS, PART)
+        scale = load_row(scale_ptr + modulation, WIDTH, PARTS, PART)
     begin = tl.program_id(0) * AT_ONCE
     for i in tl.static_range(AT_ONCE):
         row = entry * tokens + begin + i
         place = row * WIDTH
         end = tl.where(begin + i < tokens, WIDTH, 0)  # no columns of a row beyond the last
-        x = _summed(x_ptr + place, gate, out_ptr + place, sum_ptr + place, first, end, GATED)
-        y = _summed(x_ptr + place, gate_too, out_ptr + place, sum_ptr + place, second, end, GATED)
+        x = load_row(x_ptr + place, end, PARTS, PART)
+        if GATED:
+            out = load_row(out_ptr + place, end, PARTS, PART)
+            x = _summed(x, gate, out, sum_ptr + place, end, PARTS, PART)
         if NORM:
-            mean = (tl.sum(x, axis=0) + tl.sum(y, axis=0)) / WIDTH
-            x, y = x - mean, tl.where(second < WIDTH, y - mean, 0.0)
-            variance = (tl.sum(x * x, axis=0) + tl.sum(y * y, axis=0)) / WIDTH
-            inverse = tl.rsqrt(variance + EPS)
-            x, y = x * inverse * scale + shift, y * inverse * scale_too + shift_too
+            x = _normed(x, shift, scale, WIDTH, PARTS, PART, EPS)
             row_scale = 1.0
             if QUANTISE:
-                largest = largest_or_nan(
-                    tl.reduce(tl.abs(x), 0, largest_or_nan), tl.reduce(tl.abs(y), 0, largest_or_nan)
-                )
-                row_scale = scale_of(largest, LARGEST_FLOAT8, LEAST)
+                row_scale = scale_of(largest_of(x, PARTS), LARGEST_FLOAT8, LEAST)
                 tl.store(row_scale_ptr + row, row_scale, mask=end > 0)
-            _store(rows_ptr + place, first, x, row_scale, end, QUANTISE, LARGEST_FLOAT8)
-            _store(rows_ptr + place, second, y, row_scale, end, QUANTISE, LARGEST_FLOAT8)
+            _store_row(rows_ptr + place, x, row_scale, end, PARTS, PART, QUANTISE, LARGEST_FLOAT8)
 
 
 @triton.jit
@@ -126,21 +129,19 @@ def _gelu_of(x):
 
 
 @triton.jit
-def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, GELU: tl.constexpr,
-         LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """One row, its GELU or itself, in float8.
-
-    In one part, however many of its columns are beyond the width: two, as in `_residual_norm`, took half as long again
-    for 10,240 columns.
-    """
+def _row(x_ptr, rows_ptr, row_scale_ptr, WIDTH: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
+         GELU: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """One row, its GELU or itself, in float8."""
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, COLUMNS)
-    x = load_columns(x_ptr + row * WIDTH, columns, WIDTH)
+    x = load_row(x_ptr + row * WIDTH, WIDTH, PARTS, PART)
     if GELU:
-        x = _gelu_of(x)
-    scale = scale_of(tl.reduce(tl.abs(x), 0, largest_or_nan), LARGEST_FLOAT8, LEAST)
+        found = ()
+        for i in tl.static_range(PARTS):
+            found = found + (_gelu_of(x[i]),)  # noqa: RUF005
+        x = found
+    scale = scale_of(largest_of(x, PARTS), LARGEST_FLOAT8, LEAST)
     tl.store(row_scale_ptr + row, scale)
-    _store(rows_ptr + row * WIDTH, columns, x, scale, WIDTH, True, LARGEST_FLOAT8)
+    _store_row(rows_ptr + row * WIDTH, x, scale, WIDTH, PARTS, PART, True, LARGEST_FLOAT8)
 
 
 @triton.jit
@@ -199,7 +200,7 @@ def _launch_residual_norm(
 ) -> tuple[Tensor, Rows]:
     """The sum and its rows; without a gate the sum is `x` itself, without a shift the rows are the sum."""
     width = x.shape[-1]
-    first, second = parts_of(width)
+    parts, part = parts_of(width)
     total = x if gate is None else torch.empty_like(x)
     rows: Rows = total if shift is None else _empty_rows(x, quantise)
     values, row_scale = _places(rows)
@@ -214,8 +215,8 @@ def _launch_residual_norm(
         *(unused if shift is None else shift, unused if scale is None else scale, values, row_scale),
         *(tokens, stride),
         WIDTH=width,
-        FIRST=first,
-        SECOND=second,
+        PARTS=parts,
+        PART=part,
         AT_ONCE=TOKENS,
         EPS=LAYER_NORM_EPS,
         GATED=gate is not None,
@@ -223,7 +224,7 @@ def _launch_residual_norm(
         QUANTISE=quantise,
         LARGEST_FLOAT8=LARGEST,
         LEAST=LEAST_SCALE,
-        num_warps=warps_of(first),
+        num_warps=warps_of(part),
     )
     return total, rows
 
@@ -241,17 +242,18 @@ def _quantise(x: Tensor) -> ScaledRows:
 def _launch_row(x: Tensor, *, gelu: bool) -> ScaledRows:
     x = x.contiguous()
     width = x.shape[-1]
-    columns = triton.next_power_of_2(width)
+    parts, part = parts_of(width)
     rows = _empty_rows(x, True)
     assert isinstance(rows, ScaledRows)
     _row[(x.numel() // width,)](
         *(x, rows.values, rows.scale),
         WIDTH=width,
-        COLUMNS=columns,
+        PARTS=parts,
+        PART=part,
         GELU=gelu,
         LARGEST_FLOAT8=LARGEST,
         LEAST=LEAST_SCALE,
-        num_warps=warps_of(columns),
+        num_warps=warps_of(part),
     )
     return rows
 
@@ -316,15 +318,9 @@ def _places(rows: Rows) -> tuple[Tensor, Tensor]:
     return (rows.values, rows.scale) if isinstance(rows, ScaledRows) else (rows, rows)
 
 
-def parts_of(width: int) -> tuple[int, int]:
-    """Two powers of two: the largest up to a width, and the least from what is left of it."""
-    first = 1 << (width.bit_length() - 1)
-    return first, triton.next_power_of_2(max(1, width - first))
-
-
-def warps_of(columns: int) -> int:
-    """Of a program that takes so many columns of a row."""
-    return min(MOST_WARPS, max(1, columns // ELEMENTS_A_WARP))
+def warps_of(part: int) -> int:
+    """Of a program that takes rows in parts of so many columns."""
+    return min(MOST_WARPS, max(1, part // ELEMENTS_A_WARP))
 
 
 def group_of(heads: int, channels: int) -> tuple[int, int]:
