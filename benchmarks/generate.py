@@ -39,7 +39,7 @@ from drawing.ceilings import ceilings, pieces
 from drawing.ledger import Ledger, Row
 from drawing.sections import batches, child, editing, layers, loop, profile, sizes, stages, truth, warm_up
 
-from kandinsky5.placement import resolve_mode
+from kandinsky5.placement import MODES, resolve_mode
 
 SECTIONS = (
     *("truth", "ceilings", "pieces", "ways", "layers", "profile"),
@@ -57,6 +57,7 @@ def sections(bench: Bench) -> Iterator[tuple[str, float, Callable[[], Iterator[R
     ways = {"ours exact": 22, "ours fp8": 16, "diffusers": 25}
     if bench.device.type == "cuda":
         ways |= {"diffusers compiled": 35, "ours exact + graphs": 20, "ours fp8 + graphs": 14}
+        ways |= {"ours fp8-attention + graphs": 13}
     for name, cost in ways.items():
         yield "ways", cost * scale, partial(loop, bench, name)
     yield "layers", 6 * scale, lambda: layers(bench)
@@ -103,7 +104,7 @@ def summary(bench: Bench) -> dict[str, Any]:
         "size": bench.size,
         "tokens": bench.tokens,
         "steps": bench.steps,
-        "modes": {name: list(resolve_mode(name, device, bench.dtype).reasons) for name in ("exact", "fp8")},
+        "modes": {name: list(resolve_mode(name, device, bench.dtype).reasons) for name in MODES},
         "times_faster": ratios,
         **bench.ledger.summary(),
     }

@@ -3,7 +3,7 @@
 Comes in: settings. Goes out: scenes, ways and numbers. Refuses to know: which sections there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,14 @@ from drawing.ledger import Ledger, median_seconds
 from drawing.ways import Scene, Way, copied, full_size_network, ours, peer, tera_operations
 from kandinsky5.model.graph import PLAIN_CALLS
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
+from kandinsky5.placement import FLOAT8_MODES
 from kandinsky5.variants import embedded_folder
 
 TIMES = (900.0, 500.0, 100.0)
 """Where velocities are compared; bfloat16 holds them exactly, so that diffusers sees the same times."""
+
+NOISES = 3
+"""As many scenes at each of those times: two formats of the same error differ by a tenth at one."""
 
 FEW = PLAIN_CALLS + 1
 """Steps of a loop that stands for a longer one: enough for graphs to be captured in the first."""
@@ -60,6 +64,12 @@ class Bench:
         chosen = {"width": self.size, "height": self.size, "tokens": self.tokens, **changes}
         return Scene.drawn(self.network if network is None else network, **chosen)
 
+    def velocities(self, way: Way, like: Callable[[Scene], Scene] = lambda scene: scene) -> Iterator[Tensor]:
+        """Of `NOISES` scenes at `TIMES`, as `truth` has them; `like` makes a scene what the way takes."""
+        for noise in range(NOISES):
+            scene = like(self.scene(noise=noise))
+            yield from (way.velocity(scene, time) for time in TIMES)
+
     def way(self, name: str) -> Way:
         """A way, made when it is first asked for; exact ways share one network, float8 ways another."""
         if name not in self.ways:
@@ -71,7 +81,7 @@ class Bench:
         if name.startswith("diffusers"):
             return peer(name, self.network, compiled="compiled" in name, torchao="torchao" in name)
         network = self.network
-        if mode == "fp8":
+        if mode in FLOAT8_MODES:
             made = [way.network for key, way in self.ways.items() if key.startswith("ours fp8")]
             network = made[0] if made else copied(network)
         return ours(name, network, None if mode == "ordinary" else mode, graphs=graphs == "graphs")

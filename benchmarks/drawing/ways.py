@@ -49,10 +49,14 @@ class Scene:
         negative_tokens: int | None = None,
         images: int = 1,
         apart: bool = False,
+        noise: int = 0,
     ) -> "Scene":
-        """Random: no value is zero, no two rows are the same. The negative prompt is as long unless it is said."""
+        """Random: no value is zero, no two rows are the same. The negative prompt is as long unless it is said.
+
+        `noise` says which of the scenes of that size.
+        """
         config, device = network.config, network.device
-        generator = torch.Generator(device).manual_seed(width + height)
+        generator = torch.Generator(device).manual_seed(width + height + 10**6 * noise)
 
         def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.randn(shape, generator=generator, device=device).to(torch.bfloat16).to(dtype)

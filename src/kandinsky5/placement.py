@@ -31,10 +31,14 @@ SHORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 MODES: Final = MappingProxyType(
     {
         "exact": "the ordinary arithmetic in fewer passes over memory",
-        "fp8": "the same with the visual blocks' products in float8, and their attention where cuDNN's front end is",
+        "fp8": "the same with the visual blocks' products in float8, each row with its own scale",
+        "fp8-attention": "fp8, and the visual tokens' attention to each other in float8 too",
     }
 )
 """Ways to evaluate the network other than the ordinary one."""
+
+FLOAT8_MODES: Final = ("fp8", "fp8-attention")
+"""Of those, in which a network has float8 layers."""
 
 AUTO: Final = "auto"
 """`automatic_mode`; a network that is in float8 already stays in fp8."""
@@ -114,16 +118,17 @@ def resolve_mode(name: str, device: torch.device, dtype: torch.dtype) -> Mode:
     if name not in MODES:
         raise RequestError(f"mode {name!r} is not one of {', '.join(MODES)}.")
     plain = str(dtype).removeprefix("torch.")
-    reasons, products, attention = [why_no_triton(device, float8=name == "fp8")], plain, plain
-    if name == "fp8":
+    float8 = name in FLOAT8_MODES
+    reasons, products, attention = [why_no_triton(device, float8=float8)], plain, plain
+    if float8:
         reasons.append(why_no_float8_products(device, dtype))
         products = "float8" if reasons[-1] is None else "float8 weights, widened to float32"
-        if reasons == [None, None]:
-            reasons.append(why_no_float8_attention(device))
-            attention = plain if reasons[-1] else "float8"
+    if name == "fp8-attention" and reasons == [None, None]:
+        reasons.append(why_no_float8_attention(device))
+        attention = "float8" if reasons[-1] is None else plain
     return Mode(
         name=name,
-        kernels=kernels_for(device, float8=name == "fp8").name,
+        kernels=kernels_for(device, float8=float8).name,
         products=products,
         attention=attention,
         reasons=tuple(reason for reason in reasons if reason is not None),
@@ -148,32 +153,33 @@ def use_mode(
     """Put a network into a mode, and log what that is on the device where it runs.
 
     Args:
-        network: fp8 replaces layers of its visual blocks for good, at half their memory.
+        network: the float8 modes replace layers of its visual blocks for good, at half their memory.
         name: one of `MODES`, or `AUTO`; None is the ordinary way, which only an exact network can go back to.
         graphs: replay CUDA graphs where nothing changes between steps but tensors; None is where there is plenty of
             memory for what they keep.
         device: that an offloaded network runs on; by default the one it is on.
 
     Raises:
-        RequestError: an unknown mode, a network with unfused adapters or another quantisation (fp8), a device without
-            float8, or a way back from fp8.
+        RequestError: an unknown mode, a network with unfused adapters or another quantisation (float8), a device
+            without float8, or a way back from it.
     """
     is_float8 = any(isinstance(module, ScaledLinear) for module in network.modules())
     device = device or network.device
     if name == AUTO:
         name = "fp8" if is_float8 else automatic_mode(device)
-    if is_float8 and name != "fp8":
-        raise RequestError(f"A network in fp8 has lost what mode {name!r} needs; load it again.")
+    if is_float8 and name not in FLOAT8_MODES:
+        raise RequestError(f"A network in float8 has lost what mode {name!r} needs; load it again.")
     if name is None:
         network.fast_path = None
         return None
     mode = resolve_mode(name, device, network.dtype)
-    if name == "fp8" and device.type == "mps":
-        raise RequestError("MPS has no float8, so no mode 'fp8'; 'exact' runs there.")
-    if name == "fp8":
+    float8 = name in FLOAT8_MODES
+    if float8 and device.type == "mps":
+        raise RequestError(f"MPS has no float8, so no mode {name!r}; 'exact' runs there.")
+    if float8:
         quantise(network)
     prepare_for_speed(network)
-    network.fast_path = FastPath(float8=name == "fp8", graphs=graphs)
+    network.fast_path = FastPath(float8=float8, float8_attention=name == "fp8-attention", graphs=graphs)
     because = f" ({'; '.join(mode.reasons)})" if mode.reasons else ""
     logger.info("mode: %s, %s%s", name, mode.told, because)
     return mode

@@ -54,15 +54,16 @@ def test_attention_is_float8_where_cudnns_front_end_is(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(float8_attention, "find_spec", lambda _: None)
-    mode = resolve_mode("fp8", CUDA, torch.bfloat16)
+    mode = resolve_mode("fp8-attention", CUDA, torch.bfloat16)
     assert mode.attention == "bfloat16" and "kandinsky5[fp8]" in mode.reasons[0]
-    assert kernels.kernels_for(CUDA, float8=True).attend_self is None
+    assert kernels.kernels_for(CUDA, float8=True, float8_attention=True).attend_self is None
     for module in (placement, kernels):
         monkeypatch.setattr(module, "why_no_float8_attention", lambda _: None)
-    mode = resolve_mode("fp8", CUDA, torch.bfloat16)
+    mode = resolve_mode("fp8-attention", CUDA, torch.bfloat16)
     assert (mode.attention, mode.reasons) == ("float8", ())
-    assert kernels.kernels_for(CUDA, float8=True).attend_self is not None
-    assert kernels.kernels_for(CUDA, float8=False).attend_self is None
+    assert kernels.kernels_for(CUDA, float8=True, float8_attention=True).attend_self is not None
+    assert resolve_mode("fp8", CUDA, torch.bfloat16).attention == "bfloat16"
+    assert kernels.kernels_for(CUDA, float8=True).attend_self is None
 
 
 def test_without_triton(monkeypatch):

@@ -67,6 +67,7 @@ class ModeName(StrEnum):
     ordinary = "ordinary"
     exact = "exact"
     fp8 = "fp8"
+    fp8_attention = "fp8-attention"
 
 
 Size = Annotated[str | None, Option(metavar="WxH", help="Pixels, multiples of 16. Default: the model's.")]
@@ -124,7 +125,8 @@ Mode = Annotated[
     Option(
         "--mode",
         help="The way through the network: ordinary; exact, its arithmetic in fewer passes over memory; fp8, its "
-        "products in float8; auto, exact where that is faster. See docs/performance.md.",
+        "products in float8; fp8-attention, its attention too; auto, exact where that is faster. See "
+        "docs/performance.md.",
     ),
 ]
 Memory = Annotated[

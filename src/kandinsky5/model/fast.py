@@ -43,12 +43,21 @@ class FastPath:
         kernels: who computes the stretches between products; None is the fastest on the device of the latents, which
             an offloaded network reaches only when it is called.
         float8: the network has float8 layers, and the kernels quantise for them.
+        float8_attention: visual tokens attend to each other in float8 where a device can.
         graphs: replay CUDA graphs, one a size, on CUDA devices; None is where there is plenty of memory.
     """
 
-    def __init__(self, kernels: Kernels | None = None, *, float8: bool = False, graphs: bool | None = False):
+    def __init__(
+        self,
+        kernels: Kernels | None = None,
+        *,
+        float8: bool = False,
+        float8_attention: bool = False,
+        graphs: bool | None = False,
+    ):
         self.kernels = kernels
         self.float8 = float8
+        self.float8_attention = float8_attention
         self.replays = None if graphs is False else Replays(insisted=graphs is True)
         self._times: Tensor | None = None
         self._ahead: list[float] = []
@@ -61,7 +70,7 @@ class FastPath:
     @property
     def mode(self) -> str:
         """What `placement.use_mode` calls it."""
-        return "fp8" if self.float8 else "exact"
+        return "fp8-attention" if self.float8_attention else "fp8" if self.float8 else "exact"
 
     def expect(self, times: Tensor) -> None:
         """The times (1000 t) that a run is about to visit, in their order; none when it is over.
@@ -114,7 +123,9 @@ class FastPath:
         adapted = getattr(network, "_hf_peft_config_loaded", False)
         step = self._step(network, prompt, times, keep=not adapted)
         inputs = (latents, step.text, prompt.mask, step.time, step.modulation, rotation)
-        kernels = self.kernels or kernels_for(latents.device, float8=self.float8)
+        kernels = self.kernels or kernels_for(
+            latents.device, float8=self.float8, float8_attention=self.float8_attention
+        )
         evaluate: Callable[..., Tensor] = partial(velocity, network, kernels)
         if self.replays is not None and latents.is_cuda and not adapted:
             # The processors of the first block stand for the others'.

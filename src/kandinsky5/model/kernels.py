@@ -43,7 +43,7 @@ class Kernels:
     quantise: x (B, N, D) -> float8 rows.
     attend_text: (query (B, N, A, K) before its norm, weight (K,) of that norm, key and value (B, M, A, K), key_mask
         (B, M) bool or None, quantise) -> rows of A K channels.
-    attend_self: `float8_attention.attend_self`, or None where a device has none.
+    attend_self: `float8_attention.attend_self`, or None where visual tokens attend as the back end does.
     """
 
     name: str
@@ -57,13 +57,19 @@ class Kernels:
     attend_self: Callable[..., ScaledRows | None] | None = None
 
 
-def kernels_for(device: torch.device, *, float8: bool) -> Kernels:
-    """The fastest implementation that runs on a device; `float8` if it will be asked to quantise."""
+def kernels_for(device: torch.device, *, float8: bool, float8_attention: bool = False) -> Kernels:
+    """The fastest implementation that runs on a device.
+
+    Args:
+        device: where it runs.
+        float8: it will be asked to quantise.
+        float8_attention: it attends in float8 where the device can.
+    """
     if why_no_triton(device, float8=float8) is not None:
         return EAGER
     from kandinsky5.model.triton_kernels import TRITON
 
-    if float8 and why_no_float8_attention(device) is None:
+    if float8_attention and why_no_float8_attention(device) is None:
         return replace(TRITON, attend_self=attend_self)
     return TRITON
 
