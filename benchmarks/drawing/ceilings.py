@@ -110,26 +110,21 @@ def pieces(bench: Bench) -> Iterator[Row]:
 def _shapes_of_programs(
     hidden: Tensor, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, out: Tensor, bench: Bench
 ) -> Iterator[Row]:
-    """The two heaviest kernels by warps and by tokens a program: what is chosen is to be the fastest."""
+    """The two heaviest kernels by columns a warp: what is chosen is to be the fastest."""
     from kandinsky5.model import triton_kernels
 
-    kernels, chosen = triton_kernels.TRITON, triton_kernels.MOST_WARPS
-    for warps in (2, 4, 8, 16):
-        triton_kernels.MOST_WARPS = warps
-        milliseconds = 1000 * often(partial(kernels.gelu, hidden, True), bench)
-        yield {"warps": warps, "chosen": warps == chosen, "gelu_float8_ms": milliseconds}
-    triton_kernels.MOST_WARPS = chosen
+    kernels, chosen = triton_kernels.TRITON, triton_kernels.ELEMENTS_A_WARP
     norm = partial(kernels.add_gated_norm_modulate, x, gate, out, shift, scale)
-    these = triton_kernels.TOKENS
-    for tokens in (1, 2, 4, 8):
-        triton_kernels.TOKENS = tokens
+    for elements in (64, 128, 256, 512):
+        triton_kernels.ELEMENTS_A_WARP = elements
         yield {
-            "tokens_a_program": tokens,
-            "chosen": tokens == these,
+            "elements_a_warp": elements,
+            "chosen": elements == chosen,
             "norm_ms": 1000 * often(partial(norm, False), bench),
             "norm_float8_ms": 1000 * often(partial(norm, True), bench),
+            "gelu_float8_ms": 1000 * often(partial(kernels.gelu, hidden, True), bench),
         }
-    triton_kernels.TOKENS = these
+    triton_kernels.ELEMENTS_A_WARP = chosen
 
 
 def _linear(weight: Tensor) -> torch.nn.Linear:

@@ -26,43 +26,37 @@ from kandinsky5.model.triton_numbers import (
     sum_of_products,
 )
 
-ELEMENTS_A_WARP = 256
-"""Of a part: 8 a thread, a 16-byte access of bfloat16."""
+ELEMENTS_A_WARP = 128
+"""Of a part. On an H200 four warps for a norm of 2,560 columns took 0.043 ms (0.041 to float8), two 0.046 and 0.045
+(benchmarks/results/2026-11-28-drawing-h200-kernels.json)."""
 
 ELEMENTS_A_HEAD_WARP = 1024
 """8 heads of 128 channels a warp took 0.034 ms on an H200, with two warps 0.056."""
 
-MOST_WARPS = 4
-"""Of a program. GELU of 10,240 columns to float8 took 0.102 ms with 4 on an H100, with 2, 8 and 16 0.131, 0.104 and
-0.099 (benchmarks/results/2026-11-28-drawing-h100.json). Norms of 2,560 columns, the same program from 4 on, differ as
-much from row to row there."""
-
-TOKENS = 4
-"""Of a program that norms: its shifts, scales and gates are read once for so many. On an H200 4 took 0.056 ms to float8
-and 0.072 to bfloat16, 2 took 0.061 and 0.071, 8 0.056 and 0.054 (benchmarks/results/2026-11-28-drawing-h200.json). But
-8 leave 512 x 512 too few programs for its processors."""
+MOST_WARPS = 8
+"""Of a program: for GELU of 10,240 columns to float8, 0.077 ms there, 0.079 with four."""
 
 
 @triton.jit
-def _store_row(rows_ptr, parts, scale, end, PARTS: tl.constexpr, PART: tl.constexpr, QUANTISE: tl.constexpr,
-               LARGEST_FLOAT8: tl.constexpr):  # fmt: skip
+def _store_row(rows_ptr, parts, scale, WIDTH: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
+               QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr):  # fmt: skip
     """A row for the next product, in float8 over the row's scale if asked for."""
     for i in tl.static_range(PARTS):
         columns = i * PART + tl.arange(0, PART)
         x = parts[i]
         if QUANTISE:
             x = clamped(x * (1.0 / scale), LARGEST_FLOAT8)
-        tl.store(rows_ptr + columns, x.to(rows_ptr.dtype.element_ty), mask=columns < end)
+        tl.store(rows_ptr + columns, x.to(rows_ptr.dtype.element_ty), mask=columns < WIDTH)
 
 
 @triton.jit
-def _summed(x, gate, out, sum_ptr, end, PARTS: tl.constexpr, PART: tl.constexpr):
+def _summed(x, gate, out, sum_ptr, WIDTH: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr):
     """`x + gate out`, rounded and stored."""
     parts = ()
     for i in tl.static_range(PARTS):
         columns = i * PART + tl.arange(0, PART)
         rounded = (x[i] + gate[i] * out[i]).to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + columns, rounded, mask=columns < end)
+        tl.store(sum_ptr + columns, rounded, mask=columns < WIDTH)
         parts = parts + (rounded.to(tl.float32),)  # noqa: RUF005
     return parts
 
@@ -81,34 +75,26 @@ def _normed(x, shift, scale, WIDTH: tl.constexpr, PARTS: tl.constexpr, PART: tl.
 @triton.jit(do_not_specialize=["tokens"])
 def _residual_norm(x_ptr, gate_ptr, out_ptr, sum_ptr, shift_ptr, scale_ptr, rows_ptr, row_scale_ptr,
                    tokens, modulation_stride, WIDTH: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
-                   AT_ONCE: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
+                   EPS: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr,
                    QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Some tokens of a batch entry: `x + gate out`, rounded and stored, and of it
-    `layer_norm(...) (1 + scale) + shift`.
-    """
-    entry = tl.program_id(1).to(tl.int64)
-    modulation = entry * modulation_stride
+    """One token: `x + gate out`, rounded and stored, and of it `layer_norm(...) (1 + scale) + shift`."""
+    row = tl.program_id(0).to(tl.int64)
+    modulation = (row // tokens) * modulation_stride
+    place = row * WIDTH
+    x = load_row(x_ptr + place, WIDTH, PARTS, PART)
     if GATED:
         gate = load_row(gate_ptr + modulation, WIDTH, PARTS, PART)
+        out = load_row(out_ptr + place, WIDTH, PARTS, PART)
+        x = _summed(x, gate, out, sum_ptr + place, WIDTH, PARTS, PART)
     if NORM:
         shift = load_row(shift_ptr + modulation, WIDTH, PARTS, PART)
         scale = load_row(scale_ptr + modulation, WIDTH, PARTS, PART)
-    begin = tl.program_id(0) * AT_ONCE
-    for i in tl.static_range(AT_ONCE):
-        row = entry * tokens + begin + i
-        place = row * WIDTH
-        end = tl.where(begin + i < tokens, WIDTH, 0)  # no columns of a row beyond the last
-        x = load_row(x_ptr + place, end, PARTS, PART)
-        if GATED:
-            out = load_row(out_ptr + place, end, PARTS, PART)
-            x = _summed(x, gate, out, sum_ptr + place, end, PARTS, PART)
-        if NORM:
-            x = _normed(x, shift, scale, WIDTH, PARTS, PART, EPS)
-            row_scale = 1.0
-            if QUANTISE:
-                row_scale = scale_of(largest_of(x, PARTS), LARGEST_FLOAT8, LEAST)
-                tl.store(row_scale_ptr + row, row_scale, mask=end > 0)
-            _store_row(rows_ptr + place, x, row_scale, end, PARTS, PART, QUANTISE, LARGEST_FLOAT8)
+        x = _normed(x, shift, scale, WIDTH, PARTS, PART, EPS)
+        row_scale = 1.0
+        if QUANTISE:
+            row_scale = scale_of(largest_of(x, PARTS), LARGEST_FLOAT8, LEAST)
+            tl.store(row_scale_ptr + row, row_scale)
+        _store_row(rows_ptr + place, x, row_scale, WIDTH, PARTS, PART, QUANTISE, LARGEST_FLOAT8)
 
 
 @triton.jit
@@ -209,15 +195,14 @@ def _launch_residual_norm(
     if any(m.stride() != (stride, 1) or m.dtype != torch.float32 for m in modulation):
         raise ValueError("Shifts, scales and gates must be float32 rows of one stride.")
     unused = modulation[0]
-    B, tokens = x.shape[:2]
-    _residual_norm[(triton.cdiv(tokens, TOKENS), B)](
+    tokens = x.shape[1]
+    _residual_norm[(x.numel() // width,)](
         *(x, unused if gate is None else gate, x if out is None else out, total),
         *(unused if shift is None else shift, unused if scale is None else scale, values, row_scale),
         *(tokens, stride),
         WIDTH=width,
         PARTS=parts,
         PART=part,
-        AT_ONCE=TOKENS,
         EPS=LAYER_NORM_EPS,
         GATED=gate is not None,
         NORM=shift is not None,

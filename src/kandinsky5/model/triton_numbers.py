@@ -32,12 +32,12 @@ def clamped(y, LARGEST_FLOAT8: tl.constexpr):
 
 
 @triton.jit
-def load_row(pointer, end, PARTS: tl.constexpr, PART: tl.constexpr):
-    """A row, or a shift, scale or gate, as float32 parts; zeros from column `end` on."""
+def load_row(pointer, WIDTH: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr):
+    """A row, or a shift, scale or gate, as float32 parts; zeros beyond the last column."""
     parts = ()
     for i in tl.static_range(PARTS):
         columns = i * PART + tl.arange(0, PART)
-        parts = parts + (tl.load(pointer + columns, mask=columns < end, other=0.0).to(tl.float32),)  # noqa: RUF005
+        parts = parts + (tl.load(pointer + columns, mask=columns < WIDTH, other=0.0).to(tl.float32),)  # noqa: RUF005
     return parts
 
 
