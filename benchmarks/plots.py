@@ -1,7 +1,7 @@
 """A plot of a results file, drawn with Pillow: seconds of a picture by tier of memory, or by way of drawing.
 
     python benchmarks/plots.py benchmarks/results/2026-11-28-memory-h100.json docs/images/memory-tiers.png
-    python benchmarks/plots.py benchmarks/results/2026-11-28-drawing-h100.json docs/images/drawing-ways.png
+    python benchmarks/plots.py benchmarks/results/2026-11-28-drawing-h200-fast.json docs/images/drawing-ways.png
 
 By tier, bars are drawing and editing; a line across each is what it may take at most, the target's multiple of the
 resident row of its task. A tier without a row is said to be not measured. By way, lines are what products and attention
@@ -115,7 +115,7 @@ def tiers_of_memory(found: dict[str, Any]) -> Image.Image:
 
 def ways_of_drawing(found: dict[str, Any]) -> Image.Image:
     """The plot of what `benchmarks/generate.py` measured in its sections ways and torchao, the slowest first."""
-    rows = [*found["sections"]["ways"], *found["sections"]["torchao"]]
+    rows = [*found["sections"]["ways"], *found["sections"].get("torchao", [])]
     rows.sort(key=lambda row: -row["seconds"])
     plot = Plot(max(row["seconds"] for row in rows))
     floors = " and ".join(f"{seconds} in {dtype}" for dtype, seconds in FLOORS.items())
@@ -146,7 +146,7 @@ def main() -> None:
     found = json.loads(given.results.read_text(encoding="utf-8"))
     if "rows" in found and "gigabytes" in found["rows"][0]:
         picture = tiers_of_memory(found)
-    elif {"ways", "torchao"} <= found.get("sections", {}).keys():
+    elif "ways" in found.get("sections", {}):
         picture = ways_of_drawing(found)
     else:
         arguments.error(f"{given.results} is neither of benchmarks/memory.py nor of benchmarks/generate.py.")
