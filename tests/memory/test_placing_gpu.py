@@ -51,6 +51,7 @@ def test_editing(half_editing_folder, changes):
     use_mode(resident.transformer, "exact")  # which a plan chooses by itself
     use_fast_autoencoder(resident.vae, CUDA)
     expected = draw(resident, **arguments)
+    assert torch.equal(draw(resident, **arguments), expected), "the same pipeline draws the same"
     plan = plan_on_cuda(half_editing_folder, edits=True, **changes)
     pipe = load_planned(Kandinsky5I2IPipeline, half_editing_folder, plan, dtype=DTYPE)
     assert torch.equal(draw(pipe, **arguments), expected)
