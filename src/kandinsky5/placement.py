@@ -18,7 +18,7 @@ from kandinsky5.errors import RequestError
 from kandinsky5.model.fast import FastPath, prepare_for_speed
 from kandinsky5.model.float8_attention import why_no_float8_attention
 from kandinsky5.model.kernels import kernels_for, why_no_triton
-from kandinsky5.model.quantising import quantise
+from kandinsky5.model.quantising import quantise, scale_heads
 from kandinsky5.model.scaled import ScaledLinear, why_no_float8_products
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 
@@ -178,6 +178,8 @@ def use_mode(
         raise RequestError(f"MPS has no float8, so no mode {name!r}; 'exact' runs there.")
     if float8:
         quantise(network)
+    if name == "fp8-attention":
+        scale_heads(network)
     prepare_for_speed(network)
     network.fast_path = FastPath(float8=float8, float8_attention=name == "fp8-attention", graphs=graphs)
     because = f" ({'; '.join(mode.reasons)})" if mode.reasons else ""

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from kandinsky5.model.attention import Attention
 from kandinsky5.model.fast import FastPath
 from kandinsky5.model.float8_attention import HeadScales, attend_self, plan_of, why_no_float8_attention
 from kandinsky5.model.kernels import EAGER
-from kandinsky5.model.quantising import quantise
+from kandinsky5.model.quantising import quantise, scale_heads
 from kandinsky5.model.scaled import FLOAT8, ScaledLinear, ScaledRows
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.placement import use_mode
 
 from .tiny import config_of, drawn, inputs_for, relative_rms
 
@@ -102,6 +102,7 @@ class TestInTheNetwork:
         inputs = inputs_for(config_of("t2i"))
         exact = self.velocity(network, None, inputs)
         quantise(network)
+        scale_heads(network)
         asked = []
 
         def attend(*given):
@@ -117,12 +118,14 @@ class TestInTheNetwork:
     def test_a_shape_without_a_kernel_goes_the_other_way(self, network):
         inputs = inputs_for(config_of("t2i"))
         quantise(network)
+        scale_heads(network)
         plain = self.velocity(network, FastPath(EAGER, float8=True), inputs)
         never = replace(EAGER, attend_self=lambda *_: None)
         assert torch.equal(self.velocity(network, FastPath(never, float8=True), inputs), plain)
 
     def test_a_back_end_that_was_chosen_is_used(self, network):
         quantise(network)
+        scale_heads(network)
         network.set_attention_backend("_native_math")
 
         def never(*_):
@@ -132,10 +135,15 @@ class TestInTheNetwork:
             network, FastPath(replace(EAGER, attend_self=never), float8=True), inputs_for(config_of("t2i"))
         )
 
-    def test_exact_networks_have_no_scales(self, network):
+    def test_the_mode_gives_it_scales(self, network):
+        """And back to fp8 without loading again: the float8 layers are the same."""
+        use_mode(network, "fp8")
         assert all(block.self_attention.head_scales is None for block in network.visual_transformer_blocks)
-        quantise(network)
+        use_mode(network, "fp8-attention")
         assert all(block.self_attention.head_scales for block in network.visual_transformer_blocks)
+        assert network.fast_path.mode == "fp8-attention"
+        use_mode(network, "fp8")
+        assert network.fast_path.mode == "fp8"
 
 
 def test_where_there_is_none():
@@ -196,7 +204,3 @@ class TestWithCudnn:
         assert plan_of(2, 256, 4, 128, torch.device("cuda", 0)) is plan_of(
             2, 256, 4, 128, torch.device("cuda", 0)
         )
-
-
-def test_a_linear_layer_has_no_scales_yet():
-    assert isinstance(Attention(64, 16).to_value, nn.Linear) and Attention(64, 16).head_scales is None

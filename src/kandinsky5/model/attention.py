@@ -78,7 +78,7 @@ class Attention(nn.Module, AttentionModuleMixin):
     _available_processors = (SoftmaxAttention,)
     _supports_qkv_fusion = False
     head_scales: HeadScales | None = None
-    """Of self-attention whose layers are float8 (`quantising`)."""
+    """Of self-attention that may be in float8 (`quantising.scale_heads`)."""
 
     def __init__(self, model_dim: int, head_dim: int):
         super().__init__()

@@ -69,6 +69,10 @@ def quantise(network: Any) -> None:
         layer = getattr(parent, leaf)
         if type(layer) is nn.Linear:
             setattr(parent, leaf, ScaledLinear.of(layer))
+
+
+def scale_heads(network: Any) -> None:
+    """Give each self-attention of a quantised network the scales of float8 attention, once."""
     for block in network.visual_transformer_blocks:
         if block.self_attention.head_scales is None:
             block.self_attention.head_scales = HeadScales.of(block.self_attention)
