@@ -168,6 +168,12 @@ def test_things_that_touch_are_told_apart() -> None:
     assert {(t.colour, t.shape) for t in look(two_colours).things} == {("blue", "square"), ("red", "circle")}
 
 
+def test_a_gap_between_things_is_none() -> None:
+    """Sharp and 2 px apart on a slant: the gap is bridged, and where they are parted a bit of it belongs to neither."""
+    sharp = np.sign(np.minimum(disc(100, 100, 18), disc(127, 73, 18)))
+    assert [t.shape for t in look(painted(ground(), sharp)).things] == ["circle", "circle"]
+
+
 def test_a_crack_parts_nothing() -> None:
     cracked = np.maximum(disc(128, 128, 30), 1 - np.abs(COLUMNS - 128))
     assert only(painted(ground(neutral(0.5).rgb), cracked, "white")).shape == "circle"

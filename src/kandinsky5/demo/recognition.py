@@ -158,7 +158,10 @@ def _shape_and_fill(outline: Outline, piece: Piece, filled: Floats, gaps: Bools)
 
 
 def _parted(piece: Piece) -> Iterator[list[Piece]]:
-    """A piece cut at its necks, the thinnest first: as many parts as remain when its edge is worn away so far."""
+    """A piece cut at its necks, the thinnest first: as many parts as remain when its edge is worn away so far.
+
+    A part of filled-in gap alone, as between things that nearly touch, is left out: nothing is drawn there.
+    """
     filled, _ = _without_holes(piece)
     depth = ndimage.distance_transform_edt(filled > 0.5)
     before = 1
@@ -170,5 +173,6 @@ def _parted(piece: Piece) -> Iterator[list[Piece]]:
             )
             owner = numbered[tuple(nearest)]
             parts = [np.where(owner == n, piece.coverage, 0) for n in range(1, number + 1)]
-            yield [replace(piece, coverage=part.astype(np.float32)) for part in parts]
+            drawn = [part for part in parts if (part > 0.5).any()]
+            yield [replace(piece, coverage=part.astype(np.float32)) for part in drawn]
         before = number
