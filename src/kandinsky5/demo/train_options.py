@@ -31,6 +31,7 @@ STAGES = (
     "reading",
     "network",
     "export",
+    "mean",
     "preview",
     "withheld",
     "archive",
