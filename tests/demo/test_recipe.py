@@ -1,7 +1,6 @@
 """The recipe end to end at toy size: what it exports is a published-layout folder of what was trained."""
 
 import json
-import shutil
 from pathlib import Path
 
 import diffusers
@@ -10,7 +9,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import Qwen2VLImageProcessorPil
 
 from kandinsky5.demo.architecture import (
@@ -64,26 +63,6 @@ def test_every_tensor_is_bfloat16_and_every_file_small(trained: Path) -> None:
         assert file.stat().st_size < 16 * 2**20
         with safe_open(file, framework="pt") as tensors:
             assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {torch.bfloat16}  # noqa: SIM118 (not a dict)
-
-
-def test_the_mean_of_two_folders(trained: Path, tmp_path: Path) -> None:
-    work, other, file = tmp_path / "work", tmp_path / "other", "text_encoder_2/model.safetensors"
-    for folder in (work / "weights", other):
-        shutil.copytree(trained / "weights", folder)
-    ours = load_file(other / file)
-    save_file({name: tensor + 2 for name, tensor in ours.items()}, other / file)
-    main(["mean", "--work", str(work), "--begin-from", str(other)])
-    found = load_file(work / "weights" / file)
-    for name, tensor in ours.items():
-        assert found[name].dtype == torch.bfloat16
-        assert torch.allclose(found[name].float(), tensor.float() + 1, atol=0.01)
-    load_exported(work / "weights", CPU)
-
-    save_file({"another": torch.zeros(1)}, other / file)
-    before = (work / "weights" / file).read_bytes()
-    with pytest.raises(CheckpointError, match="different tensors"):
-        main(["mean", "--work", str(work), "--begin-from", str(other)])
-    assert (work / "weights" / file).read_bytes() == before
 
 
 def test_what_is_loaded_is_the_average_that_was_trained(trained: Path) -> None:

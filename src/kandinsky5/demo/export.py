@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from kandinsky5.demo.architecture import MAX_SHARD, build_scheduler, cast_parameters, size_table
 from kandinsky5.demo.tokenizers import PARTS, load_tokenizers
@@ -33,15 +31,12 @@ logger = logging.getLogger(__name__)
 NETWORK = Path("network")
 """Where a network's run leaves everything in a working folder."""
 
-LEARNT = ("transformer", "text_encoder", "text_encoder_2")
-"""Components whose weights the network's run changes."""
-
 PART_BYTES = 15 * 2**20
 
 MODEL_INDEX: Mapping[str, Any] = {
     "_class_name": "Kandinsky5T2IPipeline",
     "_diffusers_version": "0.42.1",
-    "default_steps": 24,
+    "default_steps": 20,
     "default_guidance": 3.0,
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
     "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
@@ -105,31 +100,6 @@ def publish(modules: TrainedModules, parts: Path, folder: Path) -> None:
     autoencoder = AutoencoderKL.from_pretrained(folder / "vae")
     logger.info("%s", size_table(components | {"vae": autoencoder}))
     logger.info("%s: %.2f MB", folder, folder_bytes(folder) / 1e6)
-
-
-def average(folder: Path, other: Path) -> None:
-    """Put the mean of two folders' weights into the first: of a run's end and of what it began from.
-
-    Weights that lie on one way downhill often have a mean that is better than either (Izmailov et al., arXiv
-    1803.05407). The sum is float32, rounded once.
-
-    Raises:
-        CheckpointError: folders whose tensors differ in name, shape or dtype; nothing is written then.
-    """
-    means: dict[Path, dict[str, Tensor]] = {}
-    for name in LEARNT:
-        for file in sorted((folder / name).glob("*.safetensors")):
-            ours, theirs = load_file(file), load_file(other / name / file.name)
-            kinds, others = ({key: (t.shape, t.dtype) for key, t in each.items()} for each in (ours, theirs))
-            if kinds != others:
-                raise CheckpointError(f"{file} and {other / name / file.name} hold different tensors.")
-            means[file] = {
-                key: ((tensor.float() + theirs[key].float()) / 2).to(tensor.dtype)
-                for key, tensor in ours.items()
-            }
-    for file, tensors in means.items():
-        save_file(tensors, file, metadata={"format": "pt"})
-        file.chmod(0o644)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -1,10 +1,9 @@
 """`python -m kandinsky5.demo.train STAGE... --work DIR`: the recipe of the embedded model, stage by stage.
 
 Stages, in order: tokenizers, autoencoder (or finished-parts, which takes both from a folder), reading (the text
-encoders), network (drawing and editing at once), export, mean (of that and of what it began from, where that is
-better), preview, withheld, archive; and unpack, at home. Each reads what the earlier ones left in the working folder.
-Training stages continue where they stopped, and the stages after one that is not finished yet still run (a preview of a
-half-trained model).
+encoders), network (drawing and editing at once), export, preview, withheld, archive; and unpack, at home. Each reads
+what the earlier ones left in the working folder. Training stages continue where they stopped, and the stages after one
+that is not finished yet still run (a preview of a half-trained model).
 """
 
 import argparse
@@ -22,7 +21,7 @@ from kandinsky5.demo import train_options as chosen
 from kandinsky5.demo.autoencoder_quality import require_quality
 from kandinsky5.demo.autoencoder_training import AUTOENCODER, QUALITY, show_quality, train_autoencoder
 from kandinsky5.demo.caption_reading import train_reading
-from kandinsky5.demo.export import average, export, pack_archive, unpack_archive
+from kandinsky5.demo.export import export, pack_archive, unpack_archive
 from kandinsky5.demo.network_loss import NetworkLoss, task_tokens
 from kandinsky5.demo.network_training import NetworkLesson
 from kandinsky5.demo.preview import load_exported, save_preview, save_withheld
@@ -64,7 +63,6 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
         "reading": _reading,
         "network": _network,
         "export": _export,
-        "mean": _mean,
         "preview": _preview,
         "withheld": _withheld,
         "archive": _archive,
@@ -157,12 +155,6 @@ def _finished_parts(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     export(options.work, options.work / EXPORTED)
-
-
-def _mean(options: argparse.Namespace) -> None:
-    if not options.begin_from:
-        raise SystemExit("the stage mean needs the weights that the network began from: --begin-from FOLDER")
-    average(options.work / EXPORTED, options.begin_from)
 
 
 def _preview(options: argparse.Namespace) -> None:

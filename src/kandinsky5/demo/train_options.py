@@ -31,7 +31,6 @@ STAGES = (
     "reading",
     "network",
     "export",
-    "mean",
     "preview",
     "withheld",
     "archive",
