@@ -1,12 +1,5 @@
 """Group norm, softmax and the attention around it against float64; Triton on the CPU through its interpreter."""
 
-import os
-import re
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,8 +8,8 @@ from diffusers.models.attention_processor import Attention
 from kandinsky5.autoencoder import attention
 from kandinsky5.autoencoder.group_norm import eager_group_norm
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ON_CUDA = torch.cuda.is_available()
+from ..interpreter import INTERPRETED, in_the_interpreter, interpret
+
 NARROW = 4e-3 if INTERPRETED else 2.5e-3
 """Of bfloat16. The interpreter cuts off what hardware rounds."""
 
@@ -223,16 +216,6 @@ def test_another_size_compiles_nothing():
     assert len(set(seen)) == 1, seen
 
 
-@pytest.mark.skipif(INTERPRETED or ON_CUDA, reason="this is the process below, or Triton itself is tested")
+@in_the_interpreter
 def test_triton_in_the_interpreter():
-    if find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = subprocess.run(
-        [*command, "-k", "interpreter and not in_the"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert re.search(r"^2\d passed, \d+ deselected", done.stdout, re.MULTILINE), done.stdout[-500:]
+    interpret(__file__, r"2\d")

@@ -1,18 +1,13 @@
 """Every stretch of `kernels`, eager and Triton, against float64; Triton on the CPU through its interpreter."""
 
-import os
-import re
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from kandinsky5.model.kernels import EAGER, Kernels
 from kandinsky5.model.scaled import ScaledRows
+
+from ..interpreter import INTERPRETED, in_the_interpreter, interpret
 
 B, N, A, K = 2, 5, 5, 16
 D = A * K
@@ -21,9 +16,6 @@ D = A * K
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-3}
 FLOAT8_TOLERANCE = 0.04
 """Rounding to 4 significant bits: at most 1 / 16 a value, a third of it in the mean."""
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ON_CUDA = torch.cuda.is_available()
 
 
 def implementations():
@@ -260,25 +252,6 @@ def test_float8_kernels_round_as_the_eager_ones(kernels, draw, dtype):
         assert differs.float().mean() < 0.01
 
 
-@pytest.mark.skipif(INTERPRETED or ON_CUDA, reason="this is the process below, or Triton itself is tested")
+@in_the_interpreter
 def test_triton_in_the_interpreter():
-    if find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            str(Path(__file__)),
-            "-k",
-            "interpreter and not in_the",
-        ],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert re.search(r"^[3-9]\d passed, \d+ deselected", done.stdout, re.MULTILINE), done.stdout[-500:]
+    interpret(__file__, r"[3-9]\d")

@@ -146,6 +146,17 @@ class TestInTheNetwork:
         assert network.fast_path.mode == "fp8"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [(torch.float16, 16), (torch.float32, 16), (torch.bfloat16, 12)]
+)
+def test_other_dtypes_and_heads_go_the_other_way(dtype, channels):
+    """As `resolve_mode` says: products of such a network are widened, and attention is the back end's."""
+    attention = attention_of(4 * channels, channels)
+    heads, weight = torch.randn(1, 8, 4, channels, dtype=dtype), attention.query_norm.weight
+    rotation = torch.ones(8, channels // 2, 2)
+    assert attend_self(heads, weight, heads, weight, heads, rotation, HeadScales.of(attention)) is None
+
+
 def test_where_there_is_none():
     assert "CUDA" in why_no_float8_attention(torch.device("cpu"))
 

@@ -1,12 +1,5 @@
 """The stretches of the ordinary way, eager and Triton, and their gradients, against float64."""
 
-import os
-import re
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils._pytree import tree_map
@@ -14,6 +7,7 @@ from torch.utils._pytree import tree_map
 from kandinsky5.model.kernels import stretches_for
 from kandinsky5.model.stretches import EAGER_STRETCHES, Stretches
 
+from ..interpreter import INTERPRETED, in_the_interpreter, interpret
 from .tiny import config_of, inputs_for, relative_rms
 
 B, N, A, K = 2, 5, 5, 16
@@ -22,9 +16,6 @@ D = A * K
 
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 8e-3}
 VECTORS = ("shift", "scale", "gate", "weight")
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ON_CUDA = torch.cuda.is_available()
 
 
 def implementations():
@@ -141,16 +132,6 @@ def test_a_device_without_triton_learns_eagerly():
     assert stretches_for(torch.device("cpu")) is EAGER_STRETCHES
 
 
-@pytest.mark.skipif(INTERPRETED or ON_CUDA, reason="this is the process below, or Triton itself is tested")
+@in_the_interpreter
 def test_triton_in_the_interpreter():
-    if find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = subprocess.run(
-        [*command, "-k", "interpreter and not in_the"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert re.search(r"^21 passed, \d+ deselected", done.stdout, re.MULTILINE), done.stdout[-500:]
+    interpret(__file__, r"21")

@@ -86,7 +86,9 @@ def attend_self(
     rotation: Tensor,
     scales: HeadScales,
 ) -> ScaledRows | None:
-    """Attention of all tokens to each other, in float8 throughout; None where cuDNN has no kernel for the shape.
+    """Attention of all tokens to each other, in float8 throughout; None where there is no kernel for it.
+
+    There is one for bfloat16, K a power of two, and what shapes cuDNN takes.
 
     Args:
         query, key, value: (B, N, A, K), as the products return them.
@@ -97,13 +99,13 @@ def attend_self(
     Returns:
         (B, N, A K) rows, each at one over the values' scale: no sum of values is larger than the largest.
     """
-    from kandinsky5.model.triton_kernels import heads_in_float8
-
-    shape = tuple(query.shape)
-    B, N, A, K = shape
-    plan = plan_of(B, N, A, K, query.device)
+    B, N, A, K = query.shape
+    fits = query.dtype == torch.bfloat16 and K & (K - 1) == 0
+    plan = plan_of(B, N, A, K, query.device) if fits else None
     if plan is None:
         return None
+    from kandinsky5.model.triton_kernels import heads_in_float8
+
     given = (
         heads_in_float8(query, query_weight, rotation, scales.query),
         heads_in_float8(key, key_weight, rotation, scales.key),

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 MOST_PARTS = 5
-"""2,560 and 10,240 columns are five parts of 512 and 2,048: in two parts, or in one with empty columns, a row took a
-tenth to a quarter longer."""
+"""2,560 and 10,240 columns are five parts of 512 and 2,048; in two parts a norm took a seventh to a quarter longer
+(benchmarks/results/2026-11-28-drawing-h200-kernels.json)."""
 
 
 @triton.jit
