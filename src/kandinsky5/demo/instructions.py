@@ -1,8 +1,8 @@
 """What is said to have a scene edited: instructions in many phrasings, each of them enough to carry the edit out.
 
 Comes in: an edit, and a random generator for the choice of words. Goes out: a sentence, whose meaning is the edit. A
-group is named so that the source has no other of that name. `vocabulary` holds the words and the forms. Knows nothing
-of pixels, or of how edits are drawn.
+group is named so that the source has no other of that name. `vocabulary`, `place_words`
+and `instruction_words` hold the words and the forms. Knows nothing of pixels, or of how edits are drawn.
 """
 
 import random
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from kandinsky5.demo import instruction_words as asked
+from kandinsky5.demo import place_words
 from kandinsky5.demo import vocabulary as words
 from kandinsky5.demo.claims import Group
 from kandinsky5.demo.edits import Edit, Pair, group_of
@@ -40,12 +42,12 @@ class _Named:
 
 def instruct(edit: Edit, rng: random.Random) -> str:
     """An instruction for an edit. The same state of `rng` gives the same one."""
-    form = mostly_first(rng, words.EDITS[_form_of(edit)], 0.25)
+    form = mostly_first(rng, asked.EDITS[_form_of(edit)], 0.25)
     text = form.format(**_gaps(edit, rng))
     if not form.startswith(_NOT_IMPERATIVE) and rng.random() < 0.25:
-        text = f"{one_of(rng, words.EDIT_OPENINGS)} {text}"
+        text = f"{one_of(rng, asked.EDIT_OPENINGS)} {text}"
     if rng.random() < 0.15:
-        text += f", {one_of(rng, words.EDIT_CLOSINGS)}"
+        text += f", {one_of(rng, asked.EDIT_CLOSINGS)}"
     draw = rng.random()
     if draw < 0.5:
         text = text[0].upper() + text[1:]
@@ -56,7 +58,7 @@ def instruct(edit: Edit, rng: random.Random) -> str:
 
 def plain_instruction(edit: Edit) -> str:
     """The plainest instruction: the first of all words."""
-    return words.EDITS[_form_of(edit)][0].format(**_gaps(edit, None))
+    return asked.EDITS[_form_of(edit)][0].format(**_gaps(edit, None))
 
 
 def _form_of(edit: Edit) -> str:
@@ -84,11 +86,11 @@ def _gaps(edit: Edit, rng: random.Random | None) -> dict[str, str]:
         gaps["it"] = named.text
         gaps["they"], gaps["are"] = ("they", "are") if named.several else ("it", "is")
     if edit.place:
-        gaps["to"] = _pick(words.TO_POSITION_WORDS[edit.place], 0.5, rng)
-        gaps["place"] = _pick(words.POSITION_WORDS[edit.place], 0.4, rng)
+        gaps["to"] = _pick(asked.TO_POSITION_WORDS[edit.place], 0.5, rng)
+        gaps["place"] = _pick(place_words.POSITION_WORDS[edit.place], 0.4, rng)
     if edit.relation:
         name, other = edit.relation
-        beside = _pick(words.RELATION_WORDS[name], 0.5, rng)
+        beside = _pick(place_words.RELATION_WORDS[name], 0.5, rng)
         gaps["beside"] = f"{beside} {_named(edit.source, other, rng).text}"
     things = _changed(edit)
     if things:
@@ -133,10 +135,10 @@ def _new(edit: Edit, things: Sequence[Thing], rng: random.Random | None) -> str:
 def _where(edit: Edit, rng: random.Random | None) -> str:
     """Where an added group is to stand, if that is asked."""
     if edit.place:
-        return _pick(words.POSITION_WORDS[edit.place], 0.4, rng)
+        return _pick(place_words.POSITION_WORDS[edit.place], 0.4, rng)
     if edit.relation:
         name, other = edit.relation
-        return f"{_pick(words.RELATION_WORDS[name], 0.5, rng)} {_named(edit.source, other, rng).text}"
+        return f"{_pick(place_words.RELATION_WORDS[name], 0.5, rng)} {_named(edit.source, other, rng).text}"
     return ""
 
 
