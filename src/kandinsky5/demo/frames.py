@@ -8,9 +8,9 @@ from kandinsky5.demo import openings
 from kandinsky5.demo import vocabulary as words
 from kandinsky5.demo.phrasing import Body, Chooser, either, is_wide, mostly_first, one_of, with_article
 
-CAPITALS = 0.05
-"""The share of captions in capitals ..."""
-TITLES = 0.03
+CAPITALS = 0.1
+"""The share of captions in wide words that are in capitals ..."""
+TITLES = 0.06
 """... and of those In Title Case."""
 
 _FRAMED = 0.25
@@ -110,11 +110,13 @@ def _framed(text: str, rng: Chooser, body: Body) -> str:
 
 
 def _cased(text: str, rng: Chooser) -> str:
+    if is_wide(rng):
+        draw = rng.random()
+        if draw < CAPITALS:
+            return text.upper()
+        if draw < CAPITALS + TITLES:
+            return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
     draw = rng.random()
-    if draw < CAPITALS:
-        return text.upper()
-    if draw < CAPITALS + TITLES:
-        return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
-    if draw < 0.54:
+    if draw < 0.5:
         return ". ".join(part[0].upper() + part[1:] for part in text.split(". "))
-    return text.lower() if draw < 0.91 else text
+    return text.lower() if draw < 0.9 else text
