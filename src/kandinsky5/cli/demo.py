@@ -54,7 +54,7 @@ Sets = Annotated[
 CountOfSet = Annotated[
     int | None,
     typer.Option(
-        "--count", min=1, help="So many of each set, the same ones always. Default: 500, 115 and 300."
+        "--count", min=1, help="So many of each set, the same ones always. Default: 500, 108 and 300."
     ),
 ]
 SCORING_MODULES = ("scipy",)

@@ -1,35 +1,42 @@
 """What can be said of a scene: complete captions in many phrasings, and the claims each of them makes.
 
 Comes in: a scene, and a random generator for the choice of words. Goes out: a sentence, and its meaning as values,
-every part of which is true of the scene. Nothing is ever negated. Decides what is said; `phrasing` decides how,
-`vocabulary` holds the words, and what counts as left of or in a corner is `layout`'s to say. Knows nothing of pixels
-or torch.
+every part of which is true of the scene. Nothing is ever negated. Decides what is said; `phrasing`, `weaving` and
+`frames` decide how, `vocabulary` and `place_words` hold the words, and what counts as left of or in a corner is
+`layout`'s to say. Knows nothing of pixels or torch.
 """
 
 import functools
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from kandinsky5.demo import place_words
 from kandinsky5.demo import vocabulary as words
 from kandinsky5.demo.claims import Claims, Group, Related, true_relations
+from kandinsky5.demo.frames import finished
 from kandinsky5.demo.layout import position_of
 from kandinsky5.demo.phrasing import (
+    Chooser,
     Mention,
-    finished,
+    Usual,
+    is_wide,
     listed,
     mention,
     plain_mention,
     with_article,
-    woven,
 )
+from kandinsky5.demo.weaving import woven
 from kandinsky5.demo.world import FILLS, Scene, Thing, draw_scene
 
 __all__ = ["WORD_LIMIT", "Caption", "Claims", "Group", "describe", "examples", "names_a_shape", "plain"]
 
 WORD_LIMIT = 60
 """Longer captions are drawn again."""
+
+USUALLY = 0.55
+"""The share of captions in usual words and forms alone."""
 
 EXAMPLE_WORDS = 16
 """The most words of an example."""
@@ -43,10 +50,10 @@ class Caption:
     claims: Claims
 
 
-def describe(scene: Scene, rng: random.Random) -> Caption:
-    """Caption a scene as `draw_scene` draws them. The same state of `rng` gives the same caption."""
+def describe(scene: Scene, rng: random.Random, *, usual: bool = False) -> Caption:
+    """Caption a scene as `draw_scene` draws them, in usual words if asked. The same state of `rng` gives the same."""
     while True:
-        caption = _describe(scene, rng)
+        caption = _describe(scene, Usual(rng) if usual or rng.random() < USUALLY else rng, rng)
         if len(caption.text.split()) <= WORD_LIMIT:
             return caption
 
@@ -102,21 +109,27 @@ def _shape_pattern() -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\b")
 
 
-def _describe(scene: Scene, rng: random.Random) -> Caption:
+def _describe(scene: Scene, voice: Chooser, rng: random.Random) -> Caption:
     groups = scene.groups()
     terse = rng.random() < 0.17
     relations = _choose_relations(groups, rng)
     chance = 0.14 if relations else 0.65
     places = _choose_positions(groups, rng) if rng.random() < chance else [None] * len(groups)
-    mentions = _mentions(groups, places, rng, terse=terse)
+    mentions = _mentions(groups, places, voice, terse=terse)
+    shared = _shared_colour(mentions) if is_wide(voice) and rng.random() < 0.6 else ""
+    if shared:
+        mentions = [_without_colour(m, voice, terse=terse) for m in mentions]
     if any(places) or not relations or not _chained(relations) or rng.random() < 0.22:
-        body = listed(mentions, relations, rng, side_by_side=_side_by_side(groups), terse=terse)
+        body = listed(mentions, relations, voice, side_by_side=_side_by_side(groups), terse=terse)
     else:
-        body = woven(mentions, relations, rng, terse=terse)
+        body = woven(mentions, relations, voice, terse=terse)
+    if shared:
+        every = "both" if sum(len(things) for things in groups) == 2 else "all"
+        body = replace(body, text=f"{body.text}, {every} {shared}")
     claims = Claims(
         groups=tuple(m.said for m in mentions), relations=tuple(relations), ground=scene.ground.name
     )
-    return Caption(text=finished(body, scene.ground.name, rng, terse=terse), claims=claims)
+    return Caption(text=finished(body, scene.ground.name, voice, terse=terse), claims=claims)
 
 
 def _choose_relations(groups: Sequence[Sequence[Thing]], rng: random.Random) -> list[Related]:
@@ -153,7 +166,7 @@ def _side_by_side(groups: Sequence[Sequence[Thing]]) -> bool:
 
 
 def _mentions(
-    groups: Sequence[Sequence[Thing]], places: Sequence[str | None], rng: random.Random, *, terse: bool
+    groups: Sequence[Sequence[Thing]], places: Sequence[str | None], rng: Chooser, *, terse: bool
 ) -> list[Mention]:
     shapes = [things[0].shape for things in groups]
     mentions = []
@@ -167,6 +180,16 @@ def _mentions(
         said = _said(things, colour=colour, size=size, fill="solid" if stressed else None, position=place)
         mentions.append(mention(said, only, rng, terse=terse))
     return mentions
+
+
+def _shared_colour(mentions: Sequence[Mention]) -> str:
+    """The colour that two groups or more all have, where each of them is said to have it."""
+    colours = {m.said.colour for m in mentions}
+    return (colours.pop() or "") if len(mentions) > 1 and len(colours) == 1 else ""
+
+
+def _without_colour(of: Mention, rng: Chooser, *, terse: bool) -> Mention:
+    return replace(mention(replace(of.said, colour=None), True, rng, terse=terse), said=of.said)
 
 
 def _said(
@@ -195,4 +218,5 @@ def _unless(value: str, default: str) -> str | None:
 
 def _related(related: Related, mentions: Sequence[Mention], *, first: bool) -> str:
     a, name, b = related
-    return f"{mentions[a].first} {words.RELATION_WORDS[name][0]} {mentions[b].first if first else mentions[b].again}"
+    other = mentions[b].first if first else mentions[b].again
+    return f"{mentions[a].first} {place_words.RELATION_WORDS[name][0]} {other}"

@@ -1,19 +1,20 @@
 """What is said to have a scene edited: instructions in many phrasings, each of them enough to carry the edit out.
 
 Comes in: an edit, and a random generator for the choice of words. Goes out: a sentence, whose meaning is the edit. A
-group is named so that the source has no other of that name. `vocabulary` holds the words and the forms. Knows nothing
-of pixels, or of how edits are drawn.
+group is named so that the source has no other of that name. `vocabulary`, `place_words` and `instruction_words` hold
+the words and the forms. Knows nothing of pixels, or of how edits are drawn.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from kandinsky5.demo import instruction_words as asked
+from kandinsky5.demo import place_words
 from kandinsky5.demo import vocabulary as words
 from kandinsky5.demo.claims import Group
 from kandinsky5.demo.edits import Edit, Pair, group_of
-from kandinsky5.demo.phrasing import mention, mostly_first, one_of, plain_mention, with_article
+from kandinsky5.demo.phrasing import Chooser, mention, mostly_first, one_of, plain_mention, with_article
 from kandinsky5.demo.world import Scene, Thing
 
 __all__ = ["instruct", "plain_instruction"]
@@ -38,14 +39,14 @@ class _Named:
     several: bool
 
 
-def instruct(edit: Edit, rng: random.Random) -> str:
+def instruct(edit: Edit, rng: Chooser) -> str:
     """An instruction for an edit. The same state of `rng` gives the same one."""
-    form = mostly_first(rng, words.EDITS[_form_of(edit)], 0.25)
+    form = mostly_first(rng, asked.EDITS[_form_of(edit)], 0.25)
     text = form.format(**_gaps(edit, rng))
     if not form.startswith(_NOT_IMPERATIVE) and rng.random() < 0.25:
-        text = f"{one_of(rng, words.EDIT_OPENINGS)} {text}"
+        text = f"{one_of(rng, asked.EDIT_OPENINGS)} {text}"
     if rng.random() < 0.15:
-        text += f", {one_of(rng, words.EDIT_CLOSINGS)}"
+        text += f", {one_of(rng, asked.EDIT_CLOSINGS)}"
     draw = rng.random()
     if draw < 0.5:
         text = text[0].upper() + text[1:]
@@ -56,7 +57,7 @@ def instruct(edit: Edit, rng: random.Random) -> str:
 
 def plain_instruction(edit: Edit) -> str:
     """The plainest instruction: the first of all words."""
-    return words.EDITS[_form_of(edit)][0].format(**_gaps(edit, None))
+    return asked.EDITS[_form_of(edit)][0].format(**_gaps(edit, None))
 
 
 def _form_of(edit: Edit) -> str:
@@ -72,7 +73,7 @@ def _changed(edit: Edit) -> tuple[Thing, ...]:
     return group_of(edit.target, edit.after) if edit.after else ()
 
 
-def _gaps(edit: Edit, rng: random.Random | None) -> dict[str, str]:
+def _gaps(edit: Edit, rng: Chooser | None) -> dict[str, str]:
     """What the forms of an edit may need; without a random generator in the plainest words."""
     gaps: dict[str, str] = {}
     if edit.kind == "ground":
@@ -84,11 +85,11 @@ def _gaps(edit: Edit, rng: random.Random | None) -> dict[str, str]:
         gaps["it"] = named.text
         gaps["they"], gaps["are"] = ("they", "are") if named.several else ("it", "is")
     if edit.place:
-        gaps["to"] = _pick(words.TO_POSITION_WORDS[edit.place], 0.5, rng)
-        gaps["place"] = _pick(words.POSITION_WORDS[edit.place], 0.4, rng)
+        gaps["to"] = _pick(asked.TO_POSITION_WORDS[edit.place], 0.5, rng)
+        gaps["place"] = _pick(place_words.POSITION_WORDS[edit.place], 0.4, rng)
     if edit.relation:
         name, other = edit.relation
-        beside = _pick(words.RELATION_WORDS[name], 0.5, rng)
+        beside = _pick(place_words.RELATION_WORDS[name], 0.5, rng)
         gaps["beside"] = f"{beside} {_named(edit.source, other, rng).text}"
     things = _changed(edit)
     if things:
@@ -96,7 +97,7 @@ def _gaps(edit: Edit, rng: random.Random | None) -> dict[str, str]:
     return gaps
 
 
-def _afterwards(edit: Edit, things: Sequence[Thing], rng: random.Random | None) -> dict[str, str]:
+def _afterwards(edit: Edit, things: Sequence[Thing], rng: Chooser | None) -> dict[str, str]:
     """What is to become of the group, or the group that is to be added."""
     thing, several = things[0], len(things) > 1
     singular, plural = _pick(_SHAPES[thing.shape], 0.72, rng)
@@ -116,7 +117,7 @@ def _afterwards(edit: Edit, things: Sequence[Thing], rng: random.Random | None) 
     return gaps
 
 
-def _new(edit: Edit, things: Sequence[Thing], rng: random.Random | None) -> str:
+def _new(edit: Edit, things: Sequence[Thing], rng: Chooser | None) -> str:
     """The words for an added group; small, large, and fills that are not solid are always said."""
     thing = things[0]
     said = Group(
@@ -130,17 +131,17 @@ def _new(edit: Edit, things: Sequence[Thing], rng: random.Random | None) -> str:
     return (plain_mention(said) if rng is None else mention(said, True, rng, terse=False)).first
 
 
-def _where(edit: Edit, rng: random.Random | None) -> str:
+def _where(edit: Edit, rng: Chooser | None) -> str:
     """Where an added group is to stand, if that is asked."""
     if edit.place:
-        return _pick(words.POSITION_WORDS[edit.place], 0.4, rng)
+        return _pick(place_words.POSITION_WORDS[edit.place], 0.4, rng)
     if edit.relation:
         name, other = edit.relation
-        return f"{_pick(words.RELATION_WORDS[name], 0.5, rng)} {_named(edit.source, other, rng).text}"
+        return f"{_pick(place_words.RELATION_WORDS[name], 0.5, rng)} {_named(edit.source, other, rng).text}"
     return ""
 
 
-def _named(scene: Scene, pair: Pair, rng: random.Random | None) -> _Named:
+def _named(scene: Scene, pair: Pair, rng: Chooser | None) -> _Named:
     """A group of a scene in words that fit no other of its groups."""
     things, groups = group_of(scene, pair), scene.groups()
     thing, several = things[0], len(things) > 1
@@ -163,7 +164,7 @@ def _named(scene: Scene, pair: Pair, rng: random.Random | None) -> _Named:
     return _Named(text=f"{_determiner(len(things), rng)} {phrase}", several=several)
 
 
-def _determiner(count: int, rng: random.Random) -> str:
+def _determiner(count: int, rng: Chooser) -> str:
     draw = rng.random()
     if count == 1 or draw < 0.6:
         return "the"
@@ -174,6 +175,6 @@ def _determiner(count: int, rng: random.Random) -> str:
     return "both" if count == 2 else f"all {words.COUNT_WORDS[count][0]}"
 
 
-def _pick(options: Sequence[_T], chance: float, rng: random.Random | None) -> _T:
+def _pick(options: Sequence[_T], chance: float, rng: Chooser | None) -> _T:
     """The first option, or by chance one of the others."""
     return options[0] if rng is None else mostly_first(rng, options, chance)

@@ -1,8 +1,9 @@
 """The withheld sets: what the embedded model is asked that training never drew or said.
 
 Comes in: how many. Goes out: compositions with their captions, sentences that people would type, edits with their
-instructions, each with its meaning as values. The sets are fixed: so many of a set are always the same. Knows nothing
-of models or pixels.
+instructions, each with its meaning as values. Compositions and edits withhold what is drawn and are said in usual
+words; the sentences withhold how it is said. The sets are fixed: so many of a set are always the same. Knows nothing of
+models or pixels.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from kandinsky5.demo.captions import Caption, describe
 from kandinsky5.demo.claims import Claims, Group
 from kandinsky5.demo.edits import KINDS, Edit, draw_edit
 from kandinsky5.demo.instructions import instruct
+from kandinsky5.demo.phrasing import Usual
 from kandinsky5.demo.world import WITHHELD_SIDES, Scene, draw_scene
 
 COMPOSITIONS = 500
@@ -69,7 +71,7 @@ def composed_scenes() -> Iterator[tuple[str, Scene, Caption]]:
             yield part, *_withheld_relation(rng)
             continue
         scene = _one_group(rng, next(counts)) if part == "counts" else draw_scene(rng, split="withheld")
-        yield part, scene, describe(scene, rng)
+        yield part, scene, describe(scene, rng, usual=True)
 
 
 def compositions(count: int = COMPOSITIONS) -> list[Question]:
@@ -94,7 +96,9 @@ def withheld_edits(count: int = EDITS) -> list[EditQuestion]:
     """The first `count` withheld edits, the kinds in turn."""
     rng = random.Random("withheld edits")
     edits = (draw_edit(rng, split="withheld", kind=kind) for kind in itertools.cycle(KINDS))
-    return [EditQuestion(text=instruct(edit, rng), edit=edit) for edit in itertools.islice(edits, count)]
+    return [
+        EditQuestion(text=instruct(edit, Usual(rng)), edit=edit) for edit in itertools.islice(edits, count)
+    ]
 
 
 def _withheld_relation(rng: random.Random) -> tuple[Scene, Caption]:
@@ -103,7 +107,7 @@ def _withheld_relation(rng: random.Random) -> tuple[Scene, Caption]:
         scene = draw_scene(rng, split="related")
         shapes = [things[0].shape for things in scene.groups()]
         for _ in range(8):
-            caption = describe(scene, rng)
+            caption = describe(scene, rng, usual=True)
             if any((shapes[a], name, shapes[b]) in WITHHELD_SIDES for a, name, b in caption.claims.relations):
                 return scene, caption
 
