@@ -9,6 +9,7 @@ from diffusers import Kandinsky5Transformer3DModel as DiffusersNetwork
 from diffusers.loaders import KandinskyLoraLoaderMixin
 from torch import Tensor, nn
 
+from kandinsky5.adapters import NamedAdapters
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.lora import Lora, LoraFormat, comfyui_tensors, from_network, recognise, write_lora
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
@@ -173,9 +174,52 @@ def test_arguments_that_would_be_ignored(own: Kandinsky5T2IPipeline, tmp_path: P
         own.save_lora_weights(tmp_path, tensors, safe_serialization=False)
     with pytest.raises(CheckpointError, match="must hold one"):
         own.load_lora_weights(tmp_path)
+    write_lora(make_lora(), tmp_path / "one.safetensors", LoraFormat.comfyui)
+    with pytest.raises(RequestError, match="beside the file"):
+        own.load_lora_weights(tmp_path / "one.safetensors", weight_name="other.safetensors")
     own.load_lora_weights(tensors, adapter_name="a")
     with pytest.raises(RequestError, match="'a' already"):
         own.load_lora_weights(tensors, adapter_name="a")
+
+
+@pytest.mark.parametrize("name", ["", "v1.5", 3])
+def test_names_that_no_module_can_have(own: Kandinsky5T2IPipeline, name: object) -> None:
+    with pytest.raises(RequestError, match="must be a text without a dot"):
+        own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name=name)  # type: ignore[arg-type]
+    assert not own.get_list_adapters()
+
+
+def test_the_last_one_loaded_is_on_alone(own: Kandinsky5T2IPipeline) -> None:
+    for name in ("first", "second"):
+        own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name=name)
+    assert own.get_active_adapters() == ["second"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_network_that_wears_adapters_is_not_saved(
+    own: Kandinsky5T2IPipeline, tmp_path: Path, fused: bool
+) -> None:
+    """Its layers would have peft's names, which no class of a network knows."""
+    own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name="a")
+    if fused:
+        own.fuse_lora()
+    with pytest.raises(
+        RequestError, match=r"layers of 'transformer'.*fuse_lora\(\).*unload_lora_weights\(\)"
+    ):
+        own.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    own.unload_lora_weights()
+    own.save_pretrained(tmp_path / "saved")
+    again = Kandinsky5T2IPipeline.from_pretrained(tmp_path / "saved")
+    assert torch.equal(velocity(again.transformer), velocity(own.transformer))
+
+
+def test_names_of_files_stay_apart_as_names_of_modules(own: Kandinsky5T2IPipeline, tmp_path: Path) -> None:
+    adapters = NamedAdapters(own)
+    for name in ("a.b.safetensors", "a_b.safetensors", "a_.safetensors", "a._safetensors"):
+        write_lora(make_lora(), tmp_path / name.replace("._s", "_.s"), LoraFormat.comfyui)
+        adapters.add(name, str(tmp_path / name.replace("._s", "_.s")))
+    assert len(own.get_list_adapters()["transformer"]) == len(adapters.names) == 4
 
 
 def test_the_fast_way_through_the_network_sees_them(own: Kandinsky5T2IPipeline) -> None:

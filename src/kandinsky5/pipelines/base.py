@@ -271,8 +271,8 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
 
         Raises:
             CheckpointError: the folder cannot be written, or what was left on disk is gone or was changed.
-            RequestError: pickles were asked for, layers are offloaded one by one, or the text encoder was quantised
-                without all its parts.
+            RequestError: pickles were asked for, layers are offloaded one by one or wear adapters, or the text encoder
+                was quantised without all its parts.
         """
         if kwargs.get("safe_serialization") is False:
             raise RequestError(
