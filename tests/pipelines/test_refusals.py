@@ -59,6 +59,26 @@ def test_embeddings_that_are_no_tensors(idle):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(("shapes", "words"), [
+    (((1, 3, 50), (1, 48), [0, 3]), "`prompt_embeds_qwen` has 50 channels, and the network takes 64"),
+    (((1, 3, 64), (1, 50), [0, 3]), "`prompt_embeds_clip` has 50 channels, and the network takes 48"),
+    (((3, 64), (1, 48), [0, 3]), r"must be \(rows, tokens, channels\), \(rows, channels\) and \(rows \+ 1\)"),
+    (((1, 3, 64), (48,), [0, 3]), r"pooled vectors \(48,\)"),
+    (((1, 3, 64), (1, 48), 3), r"cu_seqlens \(\)"),
+    (((0, 3, 64), (0, 48), [0]), r"Text states \(0, 3, 64\)"),
+])  # fmt: skip
+@pytest.mark.parametrize("branch", ["", "negative_"])
+def test_embeddings_of_other_shapes(idle, shapes, words, branch):
+    text, pooled, lengths = shapes
+    given = {
+        f"{branch}prompt_embeds_qwen": torch.zeros(text),
+        f"{branch}prompt_embeds_clip": torch.zeros(pooled),
+        f"{branch}prompt_cu_seqlens": torch.tensor(lengths),
+    }
+    with pytest.raises(RequestError, match=words.replace("`prompt", f"`{branch}prompt")):
+        idle(**given, **({"prompt": SHORT} if branch else {}))
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"max_sequence_length": 5000}, "from 1 to 1024"),
     ({"max_sequence_length": 0}, "from 1 to 1024"),
@@ -113,6 +133,11 @@ class TestCallbacks:
         ({"latents": torch.zeros(1, 16, 8, 8)}, r"returned \(1, 16, 8, 8\) as latents, .* \(1, 1, 8, 8, 16\)"),
         (torch.zeros(2), "must return a dictionary of tensors, or nothing, not a Tensor"),
         ([], "not a list"),
+        ({"prompt_embeds": torch.zeros(1)}, "returned 'prompt_embeds', which would be ignored"),
+        ({"prompt_embeds_qwen": 3}, "returned 3 as embeddings"),
+        ({"prompt_embeds_qwen": torch.zeros(1, 4, 50)}, r"returned \(1, 4, 50\) as embeddings"),
+        ({"prompt_embeds_clip": torch.zeros(2, 48)}, r"returned \(2, 48\) as embeddings, .* \(1, 48\)"),
+        ({"negative_prompt_embeds_clip": torch.zeros(48)}, r"returned \(48,\) as embeddings"),
     ])  # fmt: skip
     def test_what_cannot_be_put_back(self, pipeline, returned, words):
         with pytest.raises(RequestError, match=words):
