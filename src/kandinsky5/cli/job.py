@@ -18,6 +18,7 @@ from kandinsky5.budget import Budget
 from kandinsky5.cli.adapters import ChosenLora
 from kandinsky5.cli.hints import hints_for
 from kandinsky5.cli.picturefile import write_picture
+from kandinsky5.cli.printable import printable
 from kandinsky5.cli.progress import drawing, waiting
 from kandinsky5.cli.pull import quieten_client
 from kandinsky5.cli.targets import choose_format, comparison_path, plan_paths
@@ -221,5 +222,5 @@ def _line(job: Job, picture: "GeneratedImage", path: Path) -> str:
 
 
 def _shortened(prompt: str, width: int = 40) -> str:
-    text = " ".join(prompt.split())
+    text = printable(" ".join(prompt.split()))
     return text if len(text) <= width else text[: width - 1] + "…"
