@@ -182,6 +182,33 @@ def test_arguments_that_would_be_ignored(own: Kandinsky5T2IPipeline, tmp_path: P
         own.load_lora_weights(tensors, adapter_name="a")
 
 
+def test_a_network_that_torch_compile_has_wrapped(own: Kandinsky5T2IPipeline) -> None:
+    """Diffusers would leave an adapter inside that `unload_lora_weights` does not find."""
+    lora = make_lora()
+    expected = with_changes(own.transformer, (lora, 1.0))
+    own.transformer = torch.compile(plain := own.transformer, backend="eager")
+    with pytest.raises(RequestError, match=r"load them first, or compile in place"):
+        own.load_lora_weights(comfyui_tensors(lora))
+    own.transformer = plain
+    own.transformer.compile(backend="eager")
+    own.load_lora_weights(comfyui_tensors(lora))
+    torch.testing.assert_close(velocity(own.transformer), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_are_only_stored_in_float8(own: Kandinsky5T2IPipeline, tmp_path: Path) -> None:
+    """Layerwise casting: peft casts an adapter to what its layer is stored in, and cannot multiply in that."""
+    lora = make_lora()
+    own.load_lora_weights(comfyui_tensors(lora), adapter_name="first")
+    own.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    assert velocity(own.transformer).isfinite().all()
+    with pytest.raises(RequestError, match=r"load it first, and call enable_layerwise_casting\(\) then"):
+        own.load_lora_weights(comfyui_tensors(lora), adapter_name="second")
+    assert own.get_list_adapters() == {"transformer": ["first"]}
+    own.unload_lora_weights()
+    with pytest.raises(RequestError, match="layerwise casting"):
+        own.save_pretrained(tmp_path / "saved")
+
+
 @pytest.mark.parametrize("name", ["", "v1.5", 3])
 def test_names_that_no_module_can_have(own: Kandinsky5T2IPipeline, name: object) -> None:
     with pytest.raises(RequestError, match="must be a text without a dot"):

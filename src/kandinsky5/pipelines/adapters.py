@@ -11,14 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders import KandinskyLoraLoaderMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from kandinsky5.errors import RequestError
 from kandinsky5.hub import HubArguments
 from kandinsky5.hub.adapters import adapter_among, fetch_adapter
 from kandinsky5.lora import Lora, check_fits, peft_config, peft_tensors, read_lora, recognise
 from kandinsky5.model.scaled import ScaledLinear
+
+STORED_ONLY = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Dtypes of weights that a layer is cast out of for its product."""
 
 EXPECTED_REMARKS = ("Already found a `peft_config`", "TorchaoLoraLinear was instantiated without")
 """What peft warns of: a second adapter, and packed weights that nothing can be fused into; both are meant."""
@@ -98,13 +102,19 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
 
         Raises:
             CheckpointError: no such file, a damaged one, or an adapter of another model, in words.
-            RequestError: a name that is taken or none, a network whose layers are float8, or no peft.
+            RequestError: a name that is taken or none, a network whose layers are in float8 or that is wrapped by
+                torch.compile, or no peft.
         """
         if find_spec("peft") is None:
             raise RequestError(
                 "An adapter needs peft, which the extra lora brings: pip install 'kandinsky5[lora]'."
             )
         low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
+        if hasattr(self.transformer, "_orig_mod"):
+            raise RequestError(
+                "The network is wrapped by torch.compile, and diffusers does not look inside for adapters: load them "
+                "first, or compile in place (pipe.transformer.compile())."
+            )
         lora = self.read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
         check_fits(lora, self.transformer)
         self._check_can_adapt(lora, adapter_name, hotswap)
@@ -144,10 +154,16 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
                 f"There is an adapter {name!r} already; choose another name, or delete_adapters."
             )
         modules = dict(self.transformer.named_modules())
-        if any(isinstance(modules.get(layer), ScaledLinear) for layer in lora.layers):
+        changed = [modules.get(f"{layer}.base_layer") or modules[layer] for layer in lora.layers]
+        if any(isinstance(layer, ScaledLinear) for layer in changed):
             raise RequestError(
                 "The network's layers are float8 (mode fp8), which take no adapter: load and fuse it first "
                 "(fuse_lora(), then unload_lora_weights()), and choose the mode then."
+            )
+        if any(type(layer.weight.data) is Tensor and layer.weight.dtype in STORED_ONLY for layer in changed):
+            raise RequestError(
+                "The network's layers are stored in float8 (layerwise casting), into which peft would cast the adapter "
+                "too: load it first, and call enable_layerwise_casting() then."
             )
 
 
@@ -157,7 +173,7 @@ def _for_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None
     return tensors, None if config is None else {f"transformer.{name}": v for name, v in config.items()}
 
 
-def _in_the_network_s_dtypes(lora: Lora, network: nn.Module) -> Lora:
+def _in_the_network_s_dtypes(lora: Lora, network: Any) -> Lora:
     """Each layer's tensors in the dtype of the layer: peft would compute in the file's."""
     modules = dict(network.named_modules())
     layers = {}

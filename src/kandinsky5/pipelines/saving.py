@@ -28,7 +28,8 @@ def check_savable(components: Mapping[str, Any]) -> None:
             )
         if isinstance(part, nn.Module) and is_packed_in_memory(part):
             raise RequestError(
-                f"{name!r} was packed when it was loaded (memory=): `kandinsky5 quantize` writes a packed folder."
+                f"{name!r} was packed in memory (memory=, a float8 mode, layerwise casting), which no library would "
+                "know in a folder: save a pipeline loaded without. `kandinsky5 quantize` writes a packed folder."
             )
 
 
