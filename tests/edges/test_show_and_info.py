@@ -88,6 +88,18 @@ def test_info_shows_what_options_would_do(command: CommandLine, precision: str, 
     assert command("info", "--precision", "int4").code == command("info", "--device", "tpu").code == 2
 
 
+def test_info_refuses_a_size_in_a_person_s_words(command: CommandLine) -> None:
+    done = command("info", "--size", "250x256")
+    assert (
+        done.code == 2 and "Width 250 is not a multiple of 16; the nearest that is: 240 or 256." in done.err
+    )
+
+
+def test_no_words_at_all_are_answered_with_help_alone(command: CommandLine) -> None:
+    done = command()
+    assert done.code == 2 and "Usage" in done.out + done.err and "kandinsky5:" not in done.err
+
+
 def test_version_and_help(command: CommandLine) -> None:
     assert command("--version").out == f"kandinsky5 {kandinsky5.__version__}\n"
     assert "Exit codes" in command("--help").out
