@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
@@ -148,6 +149,15 @@ class TestCallbacks:
         for returned in (None, {}):
             image = pipeline(SHORT, generator=generator(0), callback_on_step_end=lambda *_, r=returned: r)
             assert image.images[0].tobytes() == expected
+
+
+@pytest.mark.parametrize("settings", [{"use_flow_sigmas": True}, {"prediction_type": "v_prediction"}])
+def test_a_scheduler_that_would_take_velocities_for_something_else(pipeline, monkeypatch, settings):
+    """As `from_config` of FlowMatchEuler's settings makes it, whose prediction type is not among them."""
+    other = Kandinsky5T2IPipeline.from_pipe(pipeline, scheduler=UniPCMultistepScheduler(**settings))
+    forbid(other, monkeypatch)
+    with pytest.raises(RequestError, match=r"prediction_type='(epsilon|v_prediction)'; build it with"):
+        other(SHORT)
 
 
 class TestMissingComponents:

@@ -105,6 +105,12 @@ class DrawingPipeline(EncodingPipeline):
                 raise RequestError(
                     f"This pipeline was loaded without its {name}, and cannot draw; load it{hint}."
                 )
+        if (kind := denoise.predicts(self.scheduler)) != denoise.FLOW_PREDICTION:
+            raise RequestError(
+                f"The scheduler takes the network's velocities for prediction_type={kind!r}; build it with "
+                f"prediction_type={denoise.FLOW_PREDICTION!r}, use_flow_sigmas=True and the checkpoint's shift as "
+                "flow_shift."
+            )
         check_size(
             width, height, multiple=self.vae_scale_factor_spatial * self.transformer.config.patch_size[1]
         )
