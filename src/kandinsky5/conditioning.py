@@ -131,7 +131,7 @@ class _Words:
         if excess > 0:
             removed = self.tokenizer.decode(head[-excess:][:QUOTED_TOKENS])
             logger.warning(
-                "The prompt is longer than %d tokens; its last %d were cut off, from %r on.",
+                "The prompt is longer than %d tokens; its end was cut off: %d tokens, from %r on.",
                 *(max_tokens, excess, removed),
             )
             head = head[:-excess]
