@@ -77,5 +77,5 @@ class NamedAdapters:
 
 
 def _peft_name(name: str) -> str:
-    """A name that a module may have: peft keeps adapters by it, and modules' names hold no dots."""
-    return name.replace(".", "_")
+    """A name that a module may have, another for each: peft keeps adapters by it, and modules' names hold no dots."""
+    return name.replace("_", "_u").replace(".", "_d")

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 CLIP_TOKENS = 77
 """Positions of CLIP's text encoder."""
 
+QUOTED_TOKENS = 30
+"""Of what is cut off, in the warning."""
+
 
 def encode_prompts(
     prompts: Sequence[str],
@@ -50,7 +53,7 @@ def encode_prompts(
         text_encoder_2: CLIP's text model; its pooled output is used.
         tokenizer_2: its tokenizer.
         max_tokens: limit of tokens after the template's prefix is cut off, those of the picture among them; a longer
-            prompt loses the end of its words, with a warning that quotes it.
+            prompt loses the end of its words, with a warning that quotes where.
         device: where the tokens are put and the result is left.
         dtype: of the result.
         pictures: none, or one a prompt, RGB and as large as the vision tower is to see it.
@@ -126,9 +129,10 @@ class _Words:
             )
         excess = len(head) + len(tail) - self.start - max_tokens
         if excess > 0:
-            removed = self.tokenizer.decode(head[-excess:])
+            removed = self.tokenizer.decode(head[-excess:][:QUOTED_TOKENS])
             logger.warning(
-                "The prompt is longer than %d tokens; its end was cut off: %r", max_tokens, removed
+                "The prompt is longer than %d tokens; its end was cut off: %d tokens, from %r on.",
+                *(max_tokens, excess, removed),
             )
             head = head[:-excess]
         return head + tail

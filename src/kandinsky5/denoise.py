@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -82,6 +82,14 @@ class Run:
 
 
 OnStep = Callable[[int, Tensor, Run], None]
+
+FLOW_PREDICTION: Final = "flow_prediction"
+"""What a scheduler that serves several kinds of networks calls a velocity."""
+
+
+def predicts(scheduler: Any) -> str:
+    """What a scheduler takes the network's output for; one that does not say is made for velocities alone."""
+    return str(getattr(getattr(scheduler, "config", None), "prediction_type", FLOW_PREDICTION))
 
 
 def set_times(scheduler: Any, steps: int, device: torch.device | str) -> Tensor:

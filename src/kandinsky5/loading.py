@@ -49,7 +49,7 @@ PIPELINES: Final[Mapping[Task, type[Kandinsky5T2IPipeline | Kandinsky5I2IPipelin
 
 @overload
 def load_pipeline(
-    model: str,
+    model: str | Path,
     *,
     device: str = ...,
     dtype: str = ...,
@@ -65,7 +65,7 @@ def load_pipeline(
 
 @overload
 def load_pipeline(
-    model: str,
+    model: str | Path,
     *,
     task: Task,
     device: str = ...,
@@ -81,7 +81,7 @@ def load_pipeline(
 
 
 def load_pipeline(
-    model: str,
+    model: str | Path,
     *,
     task: Task = "text-to-image",
     device: str = "auto",
@@ -112,12 +112,12 @@ def load_pipeline(
             each but the ordinary way the autoencoder uses fused kernels too, where they run.
 
     Raises:
-        RequestError: a name, device, dtype or mode that does not exist, or a mode beside a budget; a revision of a
-            folder; a checkpoint that cannot do the task.
+        RequestError: a name, task, device, dtype or mode that does not exist, or a mode beside a budget; a revision of
+            a folder; a checkpoint that cannot do the task.
         CheckpointError: weights that are missing or cannot be read; a hub that refuses or is out of reach.
         CapacityError: no room on the disk for what is fetched, or in memory for what is loaded.
     """
-    source = resolve_model(model)
+    source = resolve_model(str(model))
     check_task(source, task)
     if mode != AUTO and budget is not None:
         raise RequestError(

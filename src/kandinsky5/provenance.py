@@ -6,6 +6,7 @@ EXIF UserComment and ImageDescription. Refuses to know: files and their names, w
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -74,15 +75,18 @@ class Provenance:
         """From the JSON a picture holds. Raises RequestError when it is not what this package writes."""
         try:
             fields = json.loads(text)
+            seconds = float(fields["seconds"])
+            if not math.isfinite(seconds):
+                raise ValueError(f"{seconds} seconds")
             return cls(
                 request=request_of(fields["request"]),
                 model=str(fields["model"]),
-                seconds=float(fields["seconds"]),
+                seconds=seconds,
                 software={str(name): str(value) for name, value in fields["software"].items()},
             )
         except RequestError as error:
             raise RequestError(f"its request is not one this version can read: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RequestError(f"its kandinsky5 metadata is damaged ({error!r:.80})") from error
 
     def words(self) -> str:

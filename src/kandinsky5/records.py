@@ -44,7 +44,16 @@ class Conditioning:
 
     @classmethod
     def from_cu_seqlens(cls, text: Tensor, pooled: Tensor, cu_seqlens: Tensor) -> Self:
-        """From diffusers' form: (B, L, E) right-padded states and (B + 1,) cumulative lengths."""
+        """From diffusers' form: (B, L, E) right-padded states and (B + 1,) cumulative lengths.
+
+        Raises:
+            RequestError: tensors of other dimensions, no rows at all, or lengths that contradict the states.
+        """
+        if (text.ndim, pooled.ndim, cu_seqlens.ndim) != (3, 2, 1) or not len(text):
+            raise RequestError(
+                f"Text states {tuple(text.shape)}, pooled vectors {tuple(pooled.shape)} and cu_seqlens "
+                f"{tuple(cu_seqlens.shape)} must be (rows, tokens, channels), (rows, channels) and (rows + 1)."
+            )
         lengths = cu_seqlens.diff()
         if len(lengths) != len(text):
             raise RequestError(

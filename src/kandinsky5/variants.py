@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from kandinsky5.errors import RequestError
 from kandinsky5.prompts import Task
@@ -100,6 +100,13 @@ VARIANTS: Final[tuple[Variant, ...]] = (
 )
 
 
+A_FILE: Final = (
+    "a file, and a model is a folder or a hub id. from_single_file(FILE, config=FOLDER_OR_ID) of the pipelines reads a "
+    "network in one file; save_pretrained makes a folder of it."
+)
+"""What to say of a file where a model should be."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
     """Where a model's weights are: exactly one of `folder` and `hub_id` is set. `variant` is its row, if it is one."""
@@ -151,6 +158,8 @@ def resolve_model(text: str) -> ModelSource:
             return ModelSource(hub_id=variant.hub_id, variant=variant)
     if text and os.path.isdir(text):  # noqa: PTH112 - Path.is_dir fails with a text too long for a name
         return ModelSource(folder=Path(text))
+    if text and os.path.isfile(text):  # noqa: PTH113 - as above
+        raise RequestError(f"Model {text!r} is {A_FILE}")
     if _HUB_ID.fullmatch(text):
         return ModelSource(hub_id=text, variant=next((v for v in VARIANTS if v.hub_id == text), None))
     shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
@@ -166,8 +175,10 @@ def resolve_model(text: str) -> ModelSource:
 def check_task(source: ModelSource, task: Task) -> None:
     """Refuse a model whose row says that it cannot do a task, before anything of it is fetched or read.
 
-    Editing checkpoints make pictures from text too. Raises RequestError with what would work.
+    Editing checkpoints make pictures from text too. Raises RequestError with what would work; also for what is no task.
     """
+    if task not in get_args(Task):
+        raise RequestError(f"task={task!r:.80} is not one of {', '.join(get_args(Task))}.")
     if source.variant is not None and task == "editing" and source.variant.task != task:
         raise RequestError(
             f"The model {source.variant.name} makes pictures from text only. Editing needs an editing checkpoint: "

@@ -76,6 +76,16 @@ def test_prompts_come_one_a_line(command: CommandLine, way: str) -> None:
     ]
 
 
+def test_only_ends_of_lines_end_a_prompt(command: CommandLine) -> None:
+    """Word processors write other breaks into a paragraph, which is one prompt."""
+    text = "a red\u2028circle\r\na\x0bstar\x0cbeside\x85it\r\n".encode()
+    assert command("generate", "-", "--seed", "3", stdin=text).code == 0
+    assert [request.prompt for request in command.engine.drawn] == [
+        "a red\u2028circle",
+        "a\x0bstar\x0cbeside\x85it",
+    ]
+
+
 def test_equal_prompts_with_one_seed_do_not_overwrite_each_other(command: CommandLine) -> None:
     assert command("generate", "-", "--seed", "3", stdin=b"a star\nA  star\n").code == 0
     assert command.files() == ["a-star-3-2.png", "a-star-3.png"]

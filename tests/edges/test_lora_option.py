@@ -90,6 +90,14 @@ def test_another_model_s_adapter_ends_with_3(drawing: CommandLine, saved_folder:
     assert not Path("a.png").exists()
 
 
+def test_what_no_model_could_wear_is_refused_before_one_is_loaded(command: CommandLine) -> None:
+    file = str(adapter(Path("style.safetensors")))
+    done = command("generate", "a star", "--lora", "none-here.safetensors", "-o", "a.png")
+    assert done.code == 3 and "none-here.safetensors is missing" in done.err and command.opened == []
+    done = command("generate", "a star", "--lora", file, "--mode", "fp8-attention", "-o", "a.png")
+    assert done.code == 2 and "--mode fp8-attention has float8 layers" in done.err and command.opened == []
+
+
 @pytest.mark.parametrize(
     ("text", "name", "source", "weight"),
     [

@@ -77,6 +77,9 @@ def test_a_picture_without_a_request_says_so(tmp_path: Path) -> None:
         ),
         ('{"request": {"prompt": "a"}, "model": "m", "seconds": "long", "software": {}}', "damaged"),
         ('{"request": {"prompt": "a"}, "model": "m", "seconds": 1, "software": []}', "damaged"),
+        ('{"request": {"prompt": "a"}, "model": "m", "seconds": NaN, "software": {}}', "damaged"),
+        ('{"request": {"prompt": "a"}, "model": "m", "seconds": 1e999, "software": {}}', "damaged"),
+        pytest.param("[" * 100_000, "damaged", id="deep"),
         ('{"request": 3, "model": "m", "seconds": 1, "software": {}}', "JSON object"),
     ],
 )

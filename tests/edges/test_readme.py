@@ -73,6 +73,7 @@ def test_every_other_command_is_understood(command: CommandLine) -> None:
     assert len(TABLE_COMMANDS) == 11
     picture(128, 96).save("photo.png")
     Path("prompts.txt").write_text("a red circle\ntwo rings\n")
+    Path("style.safetensors").touch()
     assert command("generate", "a star", "-o", "picture.png").code == 0
     others = [line.replace(".venv/bin/", "") for line in SHELL[1].strip().splitlines()]
     for line in [*TABLE_COMMANDS, *others]:

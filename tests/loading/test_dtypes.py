@@ -117,3 +117,13 @@ def test_what_is_no_dtype_is_refused(mixed, dtype):
         Kandinsky5Transformer3DModel.from_pretrained(
             mixed / "transformer", dtype=torch.float16, torch_dtype=torch.float16
         )
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ({"dtype": {"transfomer": torch.float16}}, "dtype names 'transfomer', which is none of default, .*transformer"),
+    ({"device_map": "auto"}, "device_map='auto' is none of 'balanced', "),
+    ({"device_map": {"transformer": "cpu"}}, "device_map={'transformer': 'cpu'} is none of"),
+])  # fmt: skip
+def test_what_no_pipeline_is_loaded_with_is_refused_before_anything_is_fetched(arguments, words):
+    with pytest.raises(RequestError, match=words):
+        Kandinsky5T2IPipeline.from_pretrained("nobody/nothing", **arguments)

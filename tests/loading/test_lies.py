@@ -249,3 +249,6 @@ def test_a_solver_with_flow_sigmas_is_assigned_saved_and_loaded(folder, tmp_path
     assert type(again.scheduler) is solver
     picture = again("a red circle", num_inference_steps=2, output_type="pt").image
     assert picture.isfinite().all() and torch.is_tensor(picture)
+    edit(tmp_path / "saved" / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    with pytest.raises(CheckpointError, match=r"use_flow_sigmas and prediction_type 'flow_prediction'"):
+        Kandinsky5T2IPipeline.from_pretrained(tmp_path / "saved")

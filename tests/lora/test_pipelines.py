@@ -9,6 +9,7 @@ from diffusers import Kandinsky5Transformer3DModel as DiffusersNetwork
 from diffusers.loaders import KandinskyLoraLoaderMixin
 from torch import Tensor, nn
 
+from kandinsky5.adapters import NamedAdapters
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.lora import Lora, LoraFormat, comfyui_tensors, from_network, recognise, write_lora
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
@@ -173,9 +174,79 @@ def test_arguments_that_would_be_ignored(own: Kandinsky5T2IPipeline, tmp_path: P
         own.save_lora_weights(tmp_path, tensors, safe_serialization=False)
     with pytest.raises(CheckpointError, match="must hold one"):
         own.load_lora_weights(tmp_path)
+    write_lora(make_lora(), tmp_path / "one.safetensors", LoraFormat.comfyui)
+    with pytest.raises(RequestError, match="beside the file"):
+        own.load_lora_weights(tmp_path / "one.safetensors", weight_name="other.safetensors")
     own.load_lora_weights(tensors, adapter_name="a")
     with pytest.raises(RequestError, match="'a' already"):
         own.load_lora_weights(tensors, adapter_name="a")
+
+
+def test_a_network_that_torch_compile_has_wrapped(own: Kandinsky5T2IPipeline) -> None:
+    """Diffusers would leave an adapter inside that `unload_lora_weights` does not find."""
+    lora = make_lora()
+    expected = with_changes(own.transformer, (lora, 1.0))
+    own.transformer = torch.compile(plain := own.transformer, backend="eager")
+    with pytest.raises(RequestError, match=r"load them first, or compile in place"):
+        own.load_lora_weights(comfyui_tensors(lora))
+    own.transformer = plain
+    own.transformer.compile(backend="eager")
+    own.load_lora_weights(comfyui_tensors(lora))
+    torch.testing.assert_close(velocity(own.transformer), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_are_only_stored_in_float8(own: Kandinsky5T2IPipeline, tmp_path: Path) -> None:
+    """Layerwise casting: peft casts an adapter to what its layer is stored in, and cannot multiply in that."""
+    lora = make_lora()
+    own.load_lora_weights(comfyui_tensors(lora), adapter_name="first")
+    own.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    assert velocity(own.transformer).isfinite().all()
+    with pytest.raises(RequestError, match=r"load it first, and call enable_layerwise_casting\(\) then"):
+        own.load_lora_weights(comfyui_tensors(lora), adapter_name="second")
+    assert own.get_list_adapters() == {"transformer": ["first"]}
+    own.unload_lora_weights()
+    with pytest.raises(RequestError, match="layerwise casting"):
+        own.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", ["", "v1.5", 3])
+def test_names_that_no_module_can_have(own: Kandinsky5T2IPipeline, name: object) -> None:
+    with pytest.raises(RequestError, match="must be a text without a dot"):
+        own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name=name)  # type: ignore[arg-type]
+    assert not own.get_list_adapters()
+
+
+def test_the_last_one_loaded_is_on_alone(own: Kandinsky5T2IPipeline) -> None:
+    for name in ("first", "second"):
+        own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name=name)
+    assert own.get_active_adapters() == ["second"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_network_that_wears_adapters_is_not_saved(
+    own: Kandinsky5T2IPipeline, tmp_path: Path, fused: bool
+) -> None:
+    """Its layers would have peft's names, which no class of a network knows."""
+    own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name="a")
+    if fused:
+        own.fuse_lora()
+    with pytest.raises(
+        RequestError, match=r"layers of 'transformer'.*fuse_lora\(\).*unload_lora_weights\(\)"
+    ):
+        own.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    own.unload_lora_weights()
+    own.save_pretrained(tmp_path / "saved")
+    again = Kandinsky5T2IPipeline.from_pretrained(tmp_path / "saved")
+    assert torch.equal(velocity(again.transformer), velocity(own.transformer))
+
+
+def test_names_of_files_stay_apart_as_names_of_modules(own: Kandinsky5T2IPipeline, tmp_path: Path) -> None:
+    adapters = NamedAdapters(own)
+    for name in ("a.b.safetensors", "a_b.safetensors", "a_.safetensors", "a._safetensors"):
+        write_lora(make_lora(), tmp_path / name.replace("._s", "_.s"), LoraFormat.comfyui)
+        adapters.add(name, str(tmp_path / name.replace("._s", "_.s")))
+    assert len(own.get_list_adapters()["transformer"]) == len(adapters.names) == 4
 
 
 def test_the_fast_way_through_the_network_sees_them(own: Kandinsky5T2IPipeline) -> None:

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
@@ -57,6 +58,26 @@ def test_embeddings_that_are_no_tensors(idle):
         idle(
             prompt_embeds_qwen=torch.zeros(1, 3, 64), prompt_embeds_clip=torch.zeros(1, 48), prompt_cu_seqlens=[0, 3]
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("shapes", "words"), [
+    (((1, 3, 50), (1, 48), [0, 3]), "`prompt_embeds_qwen` has 50 channels, and the network takes 64"),
+    (((1, 3, 64), (1, 50), [0, 3]), "`prompt_embeds_clip` has 50 channels, and the network takes 48"),
+    (((3, 64), (1, 48), [0, 3]), r"must be \(rows, tokens, channels\), \(rows, channels\) and \(rows \+ 1\)"),
+    (((1, 3, 64), (48,), [0, 3]), r"pooled vectors \(48,\)"),
+    (((1, 3, 64), (1, 48), 3), r"cu_seqlens \(\)"),
+    (((0, 3, 64), (0, 48), [0]), r"Text states \(0, 3, 64\)"),
+])  # fmt: skip
+@pytest.mark.parametrize("branch", ["", "negative_"])
+def test_embeddings_of_other_shapes(idle, shapes, words, branch):
+    text, pooled, lengths = shapes
+    given = {
+        f"{branch}prompt_embeds_qwen": torch.zeros(text),
+        f"{branch}prompt_embeds_clip": torch.zeros(pooled),
+        f"{branch}prompt_cu_seqlens": torch.tensor(lengths),
+    }
+    with pytest.raises(RequestError, match=words.replace("`prompt", f"`{branch}prompt")):
+        idle(**given, **({"prompt": SHORT} if branch else {}))
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -113,6 +134,11 @@ class TestCallbacks:
         ({"latents": torch.zeros(1, 16, 8, 8)}, r"returned \(1, 16, 8, 8\) as latents, .* \(1, 1, 8, 8, 16\)"),
         (torch.zeros(2), "must return a dictionary of tensors, or nothing, not a Tensor"),
         ([], "not a list"),
+        ({"prompt_embeds": torch.zeros(1)}, "returned 'prompt_embeds', which would be ignored"),
+        ({"prompt_embeds_qwen": 3}, "returned 3 as embeddings"),
+        ({"prompt_embeds_qwen": torch.zeros(1, 4, 50)}, r"returned \(1, 4, 50\) as embeddings"),
+        ({"prompt_embeds_clip": torch.zeros(2, 48)}, r"returned \(2, 48\) as embeddings, .* \(1, 48\)"),
+        ({"negative_prompt_embeds_clip": torch.zeros(48)}, r"returned \(48,\) as embeddings"),
     ])  # fmt: skip
     def test_what_cannot_be_put_back(self, pipeline, returned, words):
         with pytest.raises(RequestError, match=words):
@@ -123,6 +149,15 @@ class TestCallbacks:
         for returned in (None, {}):
             image = pipeline(SHORT, generator=generator(0), callback_on_step_end=lambda *_, r=returned: r)
             assert image.images[0].tobytes() == expected
+
+
+@pytest.mark.parametrize("settings", [{"use_flow_sigmas": True}, {"prediction_type": "v_prediction"}])
+def test_a_scheduler_that_would_take_velocities_for_something_else(pipeline, monkeypatch, settings):
+    """As `from_config` of FlowMatchEuler's settings makes it, whose prediction type is not among them."""
+    other = Kandinsky5T2IPipeline.from_pipe(pipeline, scheduler=UniPCMultistepScheduler(**settings))
+    forbid(other, monkeypatch)
+    with pytest.raises(RequestError, match=r"prediction_type='(epsilon|v_prediction)'; build it with"):
+        other(SHORT)
 
 
 class TestMissingComponents:

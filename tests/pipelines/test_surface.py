@@ -253,3 +253,10 @@ def test_a_truncation_is_a_warning_of_this_package(pipeline, caplog):
     with caplog.at_level(logging.WARNING, logger="kandinsky5"):
         pipeline.encode_prompt("word " * 50, max_sequence_length=10)
     assert [r.name for r in caplog.records] == ["kandinsky5.conditioning"]
+
+
+def test_the_warning_of_a_page_of_text_is_not_a_page(pipeline, caplog):
+    with caplog.at_level(logging.WARNING, logger="kandinsky5"):
+        pipeline.encode_prompt("word " * 5000, max_sequence_length=10)
+    (record,) = caplog.records
+    assert "word" in record.getMessage() and len(record.getMessage()) < 400

@@ -147,6 +147,13 @@ class TestRefusals:
         with pytest.raises(RequestError, match="196 megapixels; at most 89"):
             as_pictures(image)
 
+    def test_a_lazy_picture_whose_file_was_closed(self, tmp_path):
+        Image.new("RGB", (64, 64)).save(tmp_path / "source.png")
+        with Image.open(tmp_path / "source.png") as image:
+            pass
+        with pytest.raises(RequestError, match=r"closed too early \(image\.load\(\)"):
+            as_pictures(image)
+
     def test_a_lazy_picture_that_is_cut_short(self):
         stored = io.BytesIO()
         picture(200, 150).save(stored, "JPEG")

@@ -1,16 +1,16 @@
 """`--lora FILE[:WEIGHT]`, as it is typed.
 
 In: the option's texts, and the picture that `--like` names. Out: adapters to load, each with the name that pictures
-keep of it. Nothing is opened. Refuses to know: what is in a file.
+keep of it. Nothing is opened. Refuses to know: what is in a file, and what a mode is beyond its name.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from kandinsky5.cli.extras import require_extra
-from kandinsky5.errors import RequestError
+from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.provenance import Provenance
 
 NONE = "none"
@@ -58,6 +58,22 @@ def offered_loras(command: str, texts: Sequence[str] | None) -> list[ChosenLora]
         if text != lora.source:
             raise RequestError(f"--lora {text!r}: each request gives its own weight; say {lora.source!r}.")
     return chosen
+
+
+def check_loras(loras: Sequence[ChosenLora], mode: str) -> None:
+    """Refuse, before a model is loaded, adapters that could not be put into it.
+
+    Raises:
+        RequestError: a mode whose layers take none.
+        CheckpointError: a file that is missing.
+    """
+    if loras and mode.startswith("fp8"):
+        raise RequestError(
+            f"--mode {mode} has float8 layers, which take no adapter: leave out --mode, or --lora."
+        )
+    for lora in loras:
+        if lora.source.endswith(".safetensors") and not Path(lora.source).is_file():
+            raise CheckpointError(f"{lora.source} is missing.")
 
 
 def weights_of(loras: Sequence[ChosenLora]) -> tuple[tuple[str, float], ...] | None:

@@ -103,14 +103,15 @@ def run(argv: Sequence[str], opener: OpenEngine = open_engine) -> int:
         if logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
             traceback.print_exc()
         code, line = _explain(error)
-        typer.echo(f"kandinsky5: {line}", err=True)
+        if line:
+            typer.echo(f"kandinsky5: {line}", err=True)
     if code == ExitCode.INTERRUPTED:
         typer.echo("kandinsky5: interrupted; no file is left half written.", err=True)
     return int(code or 0)
 
 
 def _explain(error: Exception) -> tuple[int, str]:
-    """The exit code and the line for an error that reached the edge."""
+    """The exit code and the line for an error that reached the edge; no line where help was shown instead."""
     for kind, code in (
         (RequestError, ExitCode.REQUEST),
         (CheckpointError, ExitCode.CHECKPOINT),
@@ -123,10 +124,8 @@ def _explain(error: Exception) -> tuple[int, str]:
     if hasattr(error, "format_message") and hasattr(
         error, "exit_code"
     ):  # typer's own: a wrong option or value
-        return (
-            error.exit_code,
-            f"{_one_line(error.format_message()).rstrip('.')} (kandinsky5 --help lists what works)",
-        )
+        told = _one_line(error.format_message()).rstrip(".")
+        return error.exit_code, f"{told} (kandinsky5 --help lists what works)" if told else ""
     return (
         ExitCode.UNEXPECTED,
         f"unexpected {type(error).__name__}: {_one_line(str(error))} (kandinsky5 --debug ... shows where)",

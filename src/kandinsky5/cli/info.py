@@ -16,7 +16,7 @@ from kandinsky5.budget import Budget
 from kandinsky5.cli import options
 from kandinsky5.cli.imports import collecting_later
 from kandinsky5.errors import CapacityError, RequestError
-from kandinsky5.geometry import parse_size
+from kandinsky5.geometry import check_size, parse_size
 from kandinsky5.variants import VARIANTS, Variant, embedded_folder
 from kandinsky5.version import __version__
 
@@ -32,6 +32,8 @@ def info(
 ) -> None:
     """Print versions, devices, kernels, the models known, and where and how a model would run with these options."""
     width, height = parse_size(size) if size is not None else (None, None)
+    if width is not None and height is not None:
+        check_size(width, height)
     budget = Budget.of(memory or "auto", width=width, height=height)
     facts = describe(device, dtype.value, budget)
     typer.echo(json.dumps(facts) if as_json else _as_text(facts))

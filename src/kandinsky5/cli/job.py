@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 
 from kandinsky5.budget import Budget
-from kandinsky5.cli.adapters import ChosenLora
+from kandinsky5.cli.adapters import ChosenLora, check_loras
 from kandinsky5.cli.hints import hints_for
 from kandinsky5.cli.picturefile import write_picture
+from kandinsky5.cli.printable import printable
 from kandinsky5.cli.progress import drawing, waiting
 from kandinsky5.cli.pull import quieten_client
 from kandinsky5.cli.targets import choose_format, comparison_path, plan_paths
@@ -102,17 +103,21 @@ def plan(
     overwrite: bool,
     compare: bool = False,
     memory: str | None = None,
+    mode: str = "auto",
+    loras: Sequence[ChosenLora] = (),
     **rest: Any,
 ) -> Job:
     """The job of these requests, whose seeds are chosen; `rest` are its other fields.
 
-    Raises RequestError for an output that cannot be written, or options that contradict each other.
+    Raises RequestError for an output that cannot be written, or options that contradict each other, and CheckpointError
+    for an adapter whose file is missing.
     """
     chosen = choose_format(output, picture_format)
     if quality is not None and chosen is PictureFormat.png:
         raise RequestError("--quality is for jpg and webp; a png is always exact.")
     for request in requests:
         check_request_fits(request, chosen)
+    check_loras(loras, mode)
     return Job(
         requests=requests,
         paths=plan_paths(requests, output, chosen, overwrite=overwrite, compare=compare),
@@ -121,6 +126,8 @@ def plan(
         quality=quality,
         overwrite=overwrite,
         compare=compare,
+        mode=mode,
+        loras=loras,
         **rest,
     )
 
@@ -221,5 +228,5 @@ def _line(job: Job, picture: "GeneratedImage", path: Path) -> str:
 
 
 def _shortened(prompt: str, width: int = 40) -> str:
-    text = " ".join(prompt.split())
+    text = printable(" ".join(prompt.split()))
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kandinsky5.budget import Budget
 from kandinsky5.checkpoint.document import read_object
 from kandinsky5.cli.adapters import ChosenLora
-from kandinsky5.cli.imports import collecting_later
+from kandinsky5.cli.imports import collecting_later, quieten_libraries
 from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.prompts import Task
 from kandinsky5.variants import ModelSource, resolve_model
@@ -53,15 +53,7 @@ def open_engine(
         raise RequestError("--memory chooses how the network computes, too: leave --mode out, or --memory.")
     if _cores_are_busy():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by OpenMP when torch loads
-    with collecting_later():
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-    if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
-        # Their bars and notes would run through ours; what is wrong with a request is said by our own errors.
-        for library in (diffusers_logging, transformers_logging):
-            library.set_verbosity_error()
-            library.disable_progress_bar()
+    quieten_libraries()
     with collecting_later():
         from kandinsky5.engine import Engine
         from kandinsky5.loading import load_pipeline

@@ -70,15 +70,10 @@ def _explained(error: OSError, path: Path) -> Exception:
 
 def read_provenance(path: Path) -> Provenance:
     """What the picture at `path` says about itself. Raises RequestError when it is no picture or says nothing."""
-    from PIL import Image, UnidentifiedImageError
+    from kandinsky5.pictures import opened  # loads numpy and Pillow, which --help must not
 
-    try:
-        with Image.open(path) as image:
-            text = stored_json(image)
-    except UnidentifiedImageError as error:
-        raise RequestError(f"{path} is not a picture that can be read.") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RequestError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    with opened(path, str(path)) as image:
+        text = stored_json(image)
     if text is None:
         raise RequestError(f"{path} does not say how it was made; only pictures written by kandinsky5 do.")
     try:

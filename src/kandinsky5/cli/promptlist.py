@@ -3,12 +3,16 @@
 In: what was typed. Out: a list of texts, at least one. Refuses to know: what a prompt means, and its limits.
 """
 
+import re
 import sys
 from pathlib import Path
 
 from kandinsky5.errors import RequestError
 
 STANDARD_INPUT = "-"
+
+_ENDS_OF_LINES = re.compile("\r\n|\n|\r")
+"""As files have them; `str.splitlines` would cut at breaks that word processors write inside a paragraph, too."""
 
 
 def read_prompts(
@@ -33,7 +37,8 @@ def read_prompts(
     if prompt is not None and prompt != STANDARD_INPUT:
         return [prompt]
     source = STANDARD_INPUT if from_file is None else from_file
-    prompts = [line.strip() for line in _text(source).splitlines() if line.strip()]
+    lines = _ENDS_OF_LINES.split(_text(source))
+    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise RequestError(f"{_called(source)} holds no prompt; write one a line.")
     return prompts

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from kandinsky5.cli import options
-from kandinsky5.cli.imports import collecting_later
+from kandinsky5.cli.imports import collecting_later, quieten_libraries
 from kandinsky5.cli.progress import waiting
 from kandinsky5.cli.pull import CacheDir
 from kandinsky5.cli.verify import folder_of
@@ -54,6 +54,7 @@ def quantize(
     """
     source = resolve_model(model)
     folder = folder_of(source, cache_dir)
+    quieten_libraries()
     with collecting_later():
         from kandinsky5.memory.packing import write_packed
         from kandinsky5.placement import resolve_device

@@ -15,7 +15,7 @@ from typer import Option
 
 from kandinsky5.budget import Budget
 from kandinsky5.cli import options
-from kandinsky5.cli.adapters import offered_loras
+from kandinsky5.cli.adapters import check_loras, offered_loras
 from kandinsky5.cli.extras import require_extra
 from kandinsky5.cli.imports import collecting_later
 from kandinsky5.cli.opening import open_engines
@@ -108,6 +108,7 @@ def serve(
         from kandinsky5.service import Limits
 
     loras = offered_loras("serve", lora)
+    check_loras(loras, mode)
     keys = read_keys(api_keys, os.environ.get(KEYS_VARIABLE))
     _log_to_standard_error(log_format)
     if host not in LOOPBACK and not keys:

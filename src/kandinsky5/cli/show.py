@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kandinsky5.cli.picturefile import read_provenance
+from kandinsky5.cli.printable import printable
 
 
 def show(
@@ -21,9 +22,6 @@ def show(
     if as_json:
         typer.echo(json.dumps(provenance.to_dict()))
         return
-    for name, value in provenance.request.to_dict().items():
-        typer.echo(f"{name}: {value}")
-    typer.echo(f"model: {provenance.model}")
-    typer.echo(f"seconds: {provenance.seconds}")
-    for name, value in provenance.software.items():
-        typer.echo(f"{name}: {value}")
+    facts = provenance.request.to_dict() | {"model": provenance.model, "seconds": provenance.seconds}
+    for name, value in (*facts.items(), *provenance.software.items()):
+        typer.echo(printable(f"{name}: {value}"))

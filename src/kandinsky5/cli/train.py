@@ -4,7 +4,6 @@ In: a TOML file and changes to it. Out: the run's folder, on standard output; pr
 to know: what is in the file, and how training is done.
 """
 
-import logging
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typer import Argument, Option
 
 from kandinsky5.cli import options
 from kandinsky5.cli.extras import require_extra
-from kandinsky5.cli.imports import collecting_later
+from kandinsky5.cli.imports import collecting_later, quieten_libraries
 from kandinsky5.errors import RequestError
 
 if TYPE_CHECKING:
@@ -65,17 +64,11 @@ def train(
         raise RequestError(
             f"{file} is one file too many: kandinsky5 train takes one, or init and the file to write."
         )
+    quieten_libraries()
     with collecting_later():
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
         from kandinsky5.train.settings_file import read_settings
         from kandinsky5.train.training import train as carry_out
 
-    if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
-        for library in (diffusers_logging, transformers_logging):
-            library.set_verbosity_error()
-            library.disable_progress_bar()
     path = Path(config)
     settings = read_settings(path, changes or ())
     leads = os.environ.get("RANK", "0") == "0"

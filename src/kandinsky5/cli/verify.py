@@ -5,7 +5,6 @@ failed, CapacityError when one found no room. Refuses to know: what is checked.
 """
 
 import json
-import logging
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kandinsky5.cli import options
-from kandinsky5.cli.imports import collecting_later
+from kandinsky5.cli.imports import collecting_later, quieten_libraries
 from kandinsky5.cli.models import WIDTH_OF_FILES
 from kandinsky5.cli.progress import waiting
 from kandinsky5.cli.pull import CacheDir, quieten_client
@@ -82,17 +81,11 @@ def _findings(
     source: ModelSource, folder: Path, device: str, dtype: str, *, files_only: bool, quiet: bool
 ) -> list["Finding"]:
     """All findings, with a spinner on standard error that names the check under way."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     with collecting_later():
         from kandinsky5.verification import verify as check_folder
 
     quieten_client()
-    if not logging.getLogger("kandinsky5").isEnabledFor(logging.DEBUG):
-        for library in (diffusers_logging, transformers_logging):
-            library.set_verbosity_error()
-            library.disable_progress_bar()
+    quieten_libraries()
     console = Console(stderr=True)
     with ExitStack() as shown:
 

@@ -14,6 +14,7 @@ from kandinsky5.hub.access import HubAccess
 from kandinsky5.hub.bars import Watch, bars
 from kandinsky5.hub.need import Need
 from kandinsky5.hub.transfer import fetch
+from kandinsky5.variants import A_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class HubArguments:
         """The folder that a name stands for: itself if there is one, else what is fetched for it as a hub id.
 
         Raises:
-            RequestError: a revision, or a fresh download, of a folder.
+            RequestError: a revision, or a fresh download, of a folder; a file.
             CheckpointError, CapacityError: as `fetch`.
         """
         if os.path.isdir(name):  # noqa: PTH112 - Path.is_dir fails with a text too long for a name
@@ -58,4 +59,6 @@ class HubArguments:
             if asked is not None:
                 raise RequestError(f"{asked} is for hub ids, and {name} is a folder; leave it out.")
             return Path(name)
+        if os.path.isfile(name):  # noqa: PTH113 - as above
+            raise RequestError(f"{name} is {A_FILE}")
         return fetch(name, need, revision=self.revision, access=self.access, force=self.force, watch=watch)

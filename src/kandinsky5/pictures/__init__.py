@@ -4,7 +4,7 @@
 whose names are not repeated here: it imports torch, and who only reads files needs none. Nothing here knows models.
 """
 
-from kandinsky5.pictures.decoding import content_hash, read_mask, read_picture
+from kandinsky5.pictures.decoding import content_hash, opened, read_mask, read_picture
 from kandinsky5.pictures.fitting import Fit, fit_picture, halved
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "content_hash",
     "fit_picture",
     "halved",
+    "opened",
     "read_mask",
     "read_picture",
 ]

@@ -46,7 +46,7 @@ def read_picture(file: str | Path | BinaryIO) -> Image.Image:
         RequestError: a file that is missing, no picture, cut short, or outside the bounds of `upright_rgb`.
     """
     name = str(file) if isinstance(file, str | Path) else getattr(file, "name", "The picture")
-    with _opened(file, name) as image:
+    with opened(file, name) as image:
         return upright_rgb(image, name)
 
 
@@ -57,7 +57,7 @@ def read_mask(file: str | Path | BinaryIO) -> Image.Image:
         RequestError: as `read_picture`, and for a picture that has no transparency.
     """
     name = "The mask"
-    with _opened(file, name) as image:
+    with opened(file, name) as image:
         check_shape(*image.size, name)
         image.load()
         upright = ImageOps.exif_transpose(image)
@@ -76,10 +76,11 @@ DAMAGED: Final = (
 
 
 @contextmanager
-def _opened(file: str | Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """A file of one of `FORMATS`, not decoded yet; what goes wrong inside is a RequestError."""
+def opened(file: str | Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """A file of one of `FORMATS`, not decoded yet; what goes wrong inside is a RequestError that says `name`."""
     with _refusals(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged by check_shape, in words
+        # Its size is judged by check_shape, in words; other remarks are of EXIF data that can be done without.
+        warnings.simplefilter("ignore")
         Image.init()
         with Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
             yield image
@@ -189,6 +190,10 @@ def _refusals(name: str) -> Iterator[None]:
         raise RequestError(f"{name} is not a picture that can be read.") from None
     except Image.DecompressionBombError as error:
         raise RequestError(f"{name} is far too large to be read: {error}.") from error
+    except AssertionError as error:  # Pillow's, of an image whose `with` block has ended
+        raise RequestError(
+            f"{name} cannot be read: its file was closed too early (image.load() reads pixels before), or is damaged."
+        ) from error
     except OSError as error:
         raise RequestError(f"{name} cannot be read: {error.strerror or error}.") from error
     except DAMAGED as error:

@@ -11,18 +11,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders import KandinskyLoraLoaderMixin
-from torch import Tensor, nn
+from torch import Tensor
 
-from kandinsky5.errors import CheckpointError, RequestError
+from kandinsky5.errors import RequestError
 from kandinsky5.hub import HubArguments
-from kandinsky5.hub.adapters import fetch_adapter
+from kandinsky5.hub.adapters import adapter_among, fetch_adapter
 from kandinsky5.lora import Lora, check_fits, peft_config, peft_tensors, read_lora, recognise
 from kandinsky5.model.scaled import ScaledLinear
 
-USUAL_NAME = "pytorch_lora_weights.safetensors"
-"""What diffusers calls the file in a folder."""
-
+STORED_ONLY = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Dtypes of weights that a layer is cast out of for its product."""
 
 EXPECTED_REMARKS = ("Already found a `peft_config`", "TorchaoLoraLinear was instantiated without")
 """What peft warns of: a second adapter, and packed weights that nothing can be fused into; both are meant."""
@@ -37,8 +37,9 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
 
         Args:
             source: a path, a hub id, tensors by the names of any format, or an adapter that was read before.
-            kwargs: `weight_name`, the file in a folder or repository that holds several; and diffusers' arguments about
-                the hub (`revision`, `token`, `cache_dir`, `local_files_only`, `force_download`), and `subfolder`.
+            kwargs: `weight_name`, the file in a folder or repository that holds several (of a repository no other is
+                fetched); `subfolder`; and diffusers' arguments about the hub (`revision`, `token`, `cache_dir`,
+                `local_files_only`, `force_download`).
 
         Raises:
             CheckpointError: no such file, a damaged one, or one that holds no adapter.
@@ -56,10 +57,21 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
             return recognise(source)
         place = Path(source)
         if place.is_file() or place.suffix == ".safetensors":
+            if weight_name not in (None, place.name):
+                raise RequestError(f"weight_name={weight_name!r:.80} beside the file {place}; leave one out.")
             return read_lora(place)
-        if not place.is_dir():
-            place = fetch_adapter(str(source), hub.access, revision=hub.revision, force=hub.force)
-        return read_lora(_file_in(place / subfolder, weight_name))
+        if place.is_dir():
+            return read_lora(_file_in(place / subfolder, weight_name))
+        return read_lora(
+            fetch_adapter(
+                str(source),
+                hub.access,
+                wanted=weight_name,
+                subfolder=subfolder,
+                revision=hub.revision,
+                force=hub.force,
+            )
+        )
 
     @classmethod
     def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> Any:
@@ -79,24 +91,30 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
         hotswap: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Put an adapter into the network, and switch it on beside those that are there.
+        """Put an adapter into the network, and switch it on; others are off until `set_adapters` names them too.
 
         Args:
             pretrained_model_name_or_path_or_dict: as `read_lora` takes it. Names of diffusers, peft, ComfyUI, kohya and
                 the authors' trainer are recognised; LoRA, DoRA and LoKr.
-            adapter_name: to address it by; "default_0" and so on by default.
+            adapter_name: to address it by, any text without a dot; "default_0" and so on by default.
             hotswap: replace the adapter of that name in place, as diffusers describes it.
             kwargs: those of `read_lora`, and `low_cpu_mem_usage`.
 
         Raises:
             CheckpointError: no such file, a damaged one, or an adapter of another model, in words.
-            RequestError: a name that is taken, a network whose layers are float8, or no peft.
+            RequestError: a name that is taken or none, a network whose layers are in float8 or that is wrapped by
+                torch.compile, or no peft.
         """
         if find_spec("peft") is None:
             raise RequestError(
                 "An adapter needs peft, which the extra lora brings: pip install 'kandinsky5[lora]'."
             )
         low_cpu_mem_usage = kwargs.pop("low_cpu_mem_usage", True)
+        if hasattr(self.transformer, "_orig_mod"):
+            raise RequestError(
+                "The network is wrapped by torch.compile, and diffusers does not look inside for adapters: load them "
+                "first, or compile in place (pipe.transformer.compile())."
+            )
         lora = self.read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
         check_fits(lora, self.transformer)
         self._check_can_adapt(lora, adapter_name, hotswap)
@@ -128,16 +146,24 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
         super().save_lora_weights(*args, **kwargs)
 
     def _check_can_adapt(self, lora: Lora, name: str | None, hotswap: bool) -> None:
+        if name is not None and (not isinstance(name, str) or not name or "." in name):
+            raise RequestError(f"adapter_name={name!r:.80} must be a text without a dot, such as 'style'.")
         loaded = getattr(self.transformer, "peft_config", {})
         if name in loaded and not hotswap:
             raise RequestError(
                 f"There is an adapter {name!r} already; choose another name, or delete_adapters."
             )
         modules = dict(self.transformer.named_modules())
-        if any(isinstance(modules.get(layer), ScaledLinear) for layer in lora.layers):
+        changed = [modules.get(f"{layer}.base_layer") or modules[layer] for layer in lora.layers]
+        if any(isinstance(layer, ScaledLinear) for layer in changed):
             raise RequestError(
                 "The network's layers are float8 (mode fp8), which take no adapter: load and fuse it first "
                 "(fuse_lora(), then unload_lora_weights()), and choose the mode then."
+            )
+        if any(type(layer.weight.data) is Tensor and layer.weight.dtype in STORED_ONLY for layer in changed):
+            raise RequestError(
+                "The network's layers are stored in float8 (layerwise casting), into which peft would cast the adapter "
+                "too: load it first, and call enable_layerwise_casting() then."
             )
 
 
@@ -147,7 +173,7 @@ def _for_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None
     return tensors, None if config is None else {f"transformer.{name}": v for name, v in config.items()}
 
 
-def _in_the_network_s_dtypes(lora: Lora, network: nn.Module) -> Lora:
+def _in_the_network_s_dtypes(lora: Lora, network: Any) -> Lora:
     """Each layer's tensors in the dtype of the layer: peft would compute in the file's."""
     modules = dict(network.named_modules())
     layers = {}
@@ -164,11 +190,4 @@ def _file_in(folder: Path, wanted: str | None) -> Path:
     """The one file of an adapter in a folder. Raises CheckpointError where it cannot be told."""
     if wanted is not None:
         return folder / wanted
-    files = sorted(folder.glob("*.safetensors"))
-    usual = [file for file in files if file.name == USUAL_NAME]
-    if len(usual or files) != 1:
-        names = ", ".join(file.name for file in files) or "none"
-        raise CheckpointError(
-            f"{folder} must hold one .safetensors file of an adapter, or weight_name say which: {names}."
-        )
-    return (usual or files)[0]
+    return folder / adapter_among([file.name for file in folder.glob("*")], None, str(folder))

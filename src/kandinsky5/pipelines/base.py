@@ -38,12 +38,14 @@ from kandinsky5.pipelines.encoder_parts import (
     remember,
 )
 from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder, stored_tensors
+from kandinsky5.pipelines.load_values import check_load_values
 from kandinsky5.pipelines.processor_files import ProcessorFiles
 from kandinsky5.pipelines.published import QWEN_PROCESSORS, published_index, with_our_classes
 from kandinsky5.pipelines.quantization import check_quantization, check_quantized
 from kandinsky5.pipelines.saving import check_savable, joined_later
 from kandinsky5.pipelines.single_file import OF_THE_FILE, check_around_file
 from kandinsky5.pipelines.staging import staged
+from kandinsky5.pipelines.turns import Turns
 from kandinsky5.prompts import TEMPLATE_NAMES, Task
 
 NETWORK_CONFIG = need.Need(parts=(need.Part(folder="transformer"),))
@@ -116,6 +118,7 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
         self.batched_guidance = True
         self.plan: Any = None
+        self._turns = Turns()
         self._processor: ProcessorFiles | None = None
 
     # -- Loading and saving -----------------------------------------------------------------------------------------
@@ -145,8 +148,8 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
             CheckpointError (an OSError): files that are missing, damaged, pickled, or not what they claim to be; a hub
                 that refuses or is out of reach.
             CapacityError: the disk has no room for what is fetched.
-            RequestError (a ValueError): a dtype that is none, `use_safetensors=False`, a revision of a folder, an
-                unknown part, and any other argument that would be ignored.
+            RequestError (a ValueError): a dtype or a device map that is none, `use_safetensors=False`, a revision of a
+                folder, an unknown part, and any other argument that would be ignored.
         """
         check_parts(text_encoder_parts)
         components, settings = cls._get_signature_keys(cls)
@@ -156,6 +159,7 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         source = str(pretrained_model_name_or_path)
         brought = [name for name in components if name in kwargs]
         quantization = kwargs.get("quantization_config")
+        check_load_values(dtype, kwargs.get("device_map"), ("transformer", *KINDS))
         check_quantization(quantization, {"transformer", *KINDS}, brought)
         wanted = need.pipeline(cls.task, without=brought, variant=kwargs.get("variant"))
         hub = HubArguments.taken_from(kwargs)
@@ -239,6 +243,7 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         taken |= {name: pipeline.config[name] for name in settings if name in pipeline.config}
         made = cls(**{**taken, **kwargs})
         made.plan, made.batched_guidance = pipeline.plan, pipeline.batched_guidance
+        made._turns = pipeline._turns
         if "_name_or_path" in pipeline.config:
             made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
         if made.tokenizer is pipeline.tokenizer and pipeline._processor is not None:
@@ -271,8 +276,8 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
 
         Raises:
             CheckpointError: the folder cannot be written, or what was left on disk is gone or was changed.
-            RequestError: pickles were asked for, layers are offloaded one by one, or the text encoder was quantised
-                without all its parts.
+            RequestError: pickles were asked for, layers are offloaded one by one or wear adapters, or the text encoder
+                was quantised without all its parts.
         """
         if kwargs.get("safe_serialization") is False:
             raise RequestError(

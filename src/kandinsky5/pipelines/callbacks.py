@@ -41,7 +41,7 @@ def apply_callback(
     """Hand `names` of the run's tensors to the callback, and put what it returns back into the run.
 
     Raises:
-        RequestError: it returned no dictionary, or latents that are none.
+        RequestError: it returned no dictionary, names that are none of `TENSOR_NAMES`, or tensors of other shapes.
     """
     tensors: dict[str, Any] = {
         "latents": run.latents,
@@ -71,6 +71,11 @@ def _returned(value: Any) -> dict[str, Any]:
         raise RequestError(
             f"callback_on_step_end must return a dictionary of tensors, or nothing, not a {type(value).__name__}."
         )
+    if unknown := [name for name in value or () if name not in TENSOR_NAMES]:
+        raise RequestError(
+            f"callback_on_step_end returned {unknown[0]!r:.80}, which would be ignored; what it may replace is "
+            f"{', '.join(TENSOR_NAMES)}."
+        )
     return dict(value or {})
 
 
@@ -85,12 +90,30 @@ def _latents(value: Any, old: Tensor) -> Tensor:
     return value.to(torch.float32)
 
 
-def _with_embeds(old: Conditioning, text: Tensor | None, pooled: Tensor | None) -> Conditioning:
-    """The conditioning with replaced tensors, itself if there are none. Text of another shape has no padding."""
+def _with_embeds(old: Conditioning, text: Any, pooled: Any) -> Conditioning:
+    """The conditioning with replaced tensors, itself if there are none. Text of another length has no padding."""
     if text is None and pooled is None:
         return old
-    text = old.text if text is None else text
+    text, pooled = _embeds(text, old.text), _embeds(pooled, old.pooled)
     mask = old.mask
     if text.shape[:2] != mask.shape:
         mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-    return Conditioning(text=text, mask=mask, pooled=old.pooled if pooled is None else pooled)
+    return Conditioning(text=text, mask=mask, pooled=pooled)
+
+
+def _embeds(value: Any, old: Tensor) -> Tensor:
+    """Embeddings from a callback, as those that they replace but for the number of tokens; None replaces none."""
+    if value is None:
+        return old
+    if not isinstance(value, Tensor) or value.ndim != old.ndim or _but_length(value) != _but_length(old):
+        given = tuple(value.shape) if isinstance(value, Tensor) else value
+        raise RequestError(
+            f"callback_on_step_end returned {given!r:.80} as embeddings, which must be a tensor {tuple(old.shape)}; of "
+            "text another number of tokens is taken too."
+        )
+    return value.to(old)
+
+
+def _but_length(tensor: Tensor) -> tuple[int, int]:
+    """Rows and channels."""
+    return tensor.shape[0], tensor.shape[-1]

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class DrawingPipeline(EncodingPipeline):
-    """The stages of a call over the components of `ImagePipeline`."""
+    """The stages of a call over the components of `ImagePipeline`. Calls from several threads take turns."""
 
     # -- State that a callback may read and change during a call ----------------------------------------------------
 
@@ -57,16 +57,19 @@ class DrawingPipeline(EncodingPipeline):
     def _draw(self, call: Call) -> Any:
         """Everything from noise and words to what the caller asked for as `output_type`."""
         steps = self.default_steps if call.num_inference_steps is None else call.num_inference_steps
-        self._interrupt = False
-        try:
-            with planned(self.plan):
-                run = self.begin(call)
-                self._denoise(run, steps, self._execution_device, call)
-                return self.finish(run.latents, call.output_type)
-        finally:
-            leave(self.plan, self.text_encoder)
-            leave(self.plan, self.transformer)
-            self.maybe_free_model_hooks()
+        network = self.transformer.config
+        call.prompts.check_widths(network.in_text_dim, network.in_text_dim2)
+        with self._turns:
+            self._interrupt = False
+            try:
+                with planned(self.plan):
+                    run = self.begin(call)
+                    self._denoise(run, steps, self._execution_device, call)
+                    return self.finish(run.latents, call.output_type)
+            finally:
+                leave(self.plan, self.text_encoder)
+                leave(self.plan, self.transformer)
+                self.maybe_free_model_hooks()
 
     @torch.no_grad()
     def begin(self, call: Call) -> denoise.Run:
@@ -102,6 +105,12 @@ class DrawingPipeline(EncodingPipeline):
                 raise RequestError(
                     f"This pipeline was loaded without its {name}, and cannot draw; load it{hint}."
                 )
+        if (kind := denoise.predicts(self.scheduler)) != denoise.FLOW_PREDICTION:
+            raise RequestError(
+                f"The scheduler takes the network's velocities for prediction_type={kind!r}; build it with "
+                f"prediction_type={denoise.FLOW_PREDICTION!r}, use_flow_sigmas=True and the checkpoint's shift as "
+                "flow_shift."
+            )
         check_size(
             width, height, multiple=self.vae_scale_factor_spatial * self.transformer.config.patch_size[1]
         )

@@ -62,6 +62,20 @@ class PromptInput:
             raise RequestError(f"`{name}` is an empty list.")
         return cls(texts=tuple(texts))
 
+    def check_widths(self, name: str, text: int, pooled: int) -> None:
+        """Refuse precomputed rows that are not as wide as a network takes them. Raises RequestError."""
+        if self.precomputed is None:
+            return
+        for of, tensor, width in (
+            ("qwen", self.precomputed.text, text),
+            ("clip", self.precomputed.pooled, pooled),
+        ):
+            if tensor.shape[-1] != width:
+                raise RequestError(
+                    f"`{name}_embeds_{of}` has {tensor.shape[-1]} channels, and the network takes {width}; encode the "
+                    "prompts with this checkpoint's own encoders."
+                )
+
     def __len__(self) -> int:
         """Rows it stands for."""
         return len(self.texts) if self.precomputed is None else len(self.precomputed)
@@ -120,6 +134,11 @@ class Prompts:
     def __len__(self) -> int:
         """Prompts, each of which gives one or several pictures."""
         return len(self.positive)
+
+    def check_widths(self, text: int, pooled: int) -> None:
+        """Refuse precomputed embeddings of other encoders, by their width. Raises RequestError."""
+        self.positive.check_widths("prompt", text, pooled)
+        self.negative.check_widths("negative_prompt", text, pooled)
 
     def check_pictures(self, count: int) -> None:
         """Refuse a number of source pictures that fits neither all prompts nor each of them."""

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from kandinsky5.checkpoint.document import read_object, reason
+from kandinsky5.denoise import FLOW_PREDICTION, predicts
 from kandinsky5.errors import CheckpointError
 
 LIGHT: Mapping[str, tuple[type, ...]] = {
@@ -68,7 +69,7 @@ def load_light(name: str, entry: list[str], folder: Path) -> Any:
     if name == "scheduler" and not _takes_velocities(loaded):
         raise CheckpointError(
             f"{folder} holds a {entry[1]}, which does not take the velocities of flow matching; it must be a "
-            "FlowMatch... scheduler, or one with use_flow_sigmas."
+            f"FlowMatch... scheduler, or one with use_flow_sigmas and prediction_type {FLOW_PREDICTION!r}."
         )
     return loaded
 
@@ -102,4 +103,6 @@ def _check_times(file: Path) -> None:
 
 def _takes_velocities(scheduler: Any) -> bool:
     """Whether `denoise.denoise` can step with it: made for flow matching, or told to be (UniPC, DPM++, DEIS)."""
-    return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return True
+    return bool(scheduler.config.get("use_flow_sigmas")) and predicts(scheduler) == FLOW_PREDICTION

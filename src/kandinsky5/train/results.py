@@ -13,9 +13,9 @@ import torch
 from torch import distributed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from kandinsky5.hub.adapters import USUAL_NAME
 from kandinsky5.lora import LoraFormat, from_network, write_lora
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
-from kandinsky5.pipelines.adapters import USUAL_NAME
 from kandinsky5.train.preparing import Model
 from kandinsky5.train.settings import TrainingSettings
 from kandinsky5.train.settings_file import as_toml
