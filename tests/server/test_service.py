@@ -109,6 +109,16 @@ def test_cancelling_frees_the_place_within_a_step(service: Service) -> None:
     assert time.monotonic() - started < 2, "a step takes milliseconds"
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_the_end_to_the_service(service: Service, sent: int) -> None:
+    """A terminal's Ctrl-C reaches the worker too, and systemd tells every process of a unit to end."""
+    heard, _ = ask(service, ImageRequest(prompt="a", width=64, height=64, steps=100))
+    wait_until(lambda: any(isinstance(report, Stepped) for report in heard.reports))
+    assert service.worker_pid is not None
+    os.kill(service.worker_pid, sent)
+    assert isinstance(heard.end, Finished)
+
+
 def test_keys_are_served_in_turn(service: Service) -> None:
     """While one request is drawn, a key with many waits beside a key with few."""
     block, ticket = ask(service, ENDLESS)
