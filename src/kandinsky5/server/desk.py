@@ -48,7 +48,8 @@ class Desk:
 
         `previews` are looks at the first picture on its way; None for as many as the body says.
         """
-        check_model(body, self.settings)
+        if body.model is not None:
+            check_model(body.model, self.settings)
         if upload is not None and "editing" not in self.card.tasks:
             message = "The model served here makes pictures from text only; edits need an editing model."
             raise Problem(400, message, code="unsupported", param="model")

@@ -62,12 +62,12 @@ def limits_of(settings: Settings) -> dict[str, int | float]:
     }
 
 
-def check_model(body: DrawingFields, settings: Settings) -> None:
+def check_model(name: str, settings: Settings) -> None:
     """Refuse a model that is not the one served. Raises Problem."""
-    if body.model is not None and body.model not in (settings.model, *settings.aliases):
+    if name not in (settings.model, *settings.aliases):
         raise Problem(
             404,
-            f"The model {body.model!r:.80} does not exist here; this server has {settings.model!r}.",
+            f"The model {name!r:.80} does not exist here; this server has {settings.model!r}.",
             code="model_not_found",
             param="model",
         )
