@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from kandinsky5.cli.opening import open_engines
 from kandinsky5.errors import CapacityError
 from kandinsky5.pictures import content_hash
 from kandinsky5.request import EditRequest, ImageRequest
@@ -370,14 +369,16 @@ def test_what_a_system_says_of_a_process() -> None:
     assert vitals_of(2**30) is None
 
 
-def test_closing_answers_for_everything_it_has_accepted(saved_editing_folder: str) -> None:
-    """Before the model is loaded: what waits is told, nothing more is taken, and no process is left."""
-    service = Service(partial(open_engines, saved_editing_folder, "cpu", "float32"), Limits())
+def test_closing_answers_for_everything_it_has_accepted() -> None:
+    """Before the model is loaded: what waits is told, nothing more is taken, and no process is left or waited for."""
+    service = Service(partial(open_working, 60), Limits())
     service.start()
     wait_until(lambda: service.worker_pid is not None)
     pid = service.worker_pid
     heard, _ = ask(service, QUICK)
-    service.close(seconds=0.5)
+    started = time.monotonic()
+    service.close()
+    assert time.monotonic() - started < 8, "one that loads does not hear that it is to end"
     assert isinstance(heard.end, Failed) and heard.end.kind == "closing"
     with pytest.raises(CapacityError, match="shutting down"):
         ask(service, QUICK)
