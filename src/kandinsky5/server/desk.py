@@ -57,8 +57,7 @@ class Desk:
             message = "The text encoder of the model served here only reads; leave expand_prompt out."
             raise Problem(400, message, code="unsupported", param="expand_prompt")
         delivery = delivery_of(body)
-        source = None if upload is None else upload.source
-        wanted = request_of(body, self.settings, self.card, source=source)
+        wanted = request_of(body, self.settings, self.card, upload)
         asking = Asking(
             self.service,
             self.metrics,
