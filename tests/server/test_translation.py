@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from kandinsky5.pictures import content_hash
-from kandinsky5.server.bodies import EditJobForm
+from kandinsky5.server.bodies import EditJobForm, GenerationJobBody
 from kandinsky5.server.problems import Problem
 from kandinsky5.server.settings import Settings
 from kandinsky5.server.translation import request_of
@@ -15,6 +15,13 @@ from kandinsky5.server.uploads import Upload
 from .scripted import CARD
 
 SETTINGS = Settings(model="tiny", max_pixels=100 * 100)
+
+
+def test_a_prompt_that_a_jpeg_cannot_hold_is_refused_in_words_of_the_api() -> None:
+    body = GenerationJobBody(prompt="\N{GRINNING FACE}" * 10_000, output_format="jpeg")
+    with pytest.raises(Problem, match="png and webp hold it") as refused:
+        request_of(body, SETTINGS, CARD)
+    assert refused.value.param == "prompt" and "--" not in refused.value.message
 
 
 @pytest.mark.parametrize(

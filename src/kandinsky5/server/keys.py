@@ -55,9 +55,6 @@ class Keyring:
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._hashes = {name: _hash(key) for name, key in keys.items()}
 
-    def __len__(self) -> int:
-        return len(self._hashes)
-
     def name_of(self, authorization: str | None) -> str | None:
         """The name of the key in an Authorization header, None if it is not one of ours."""
         if not self._hashes:
