@@ -209,18 +209,24 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(client: h
 
 
 @pytest.mark.parametrize(
-    ("files", "param"),
+    ("files", "param", "words"),
     [
-        ([("image", ("a.png", b"x")), ("extra", ("b.png", b"x"))], "extra"),
-        ([("image", ("a.png", b"x")), ("mask", ("b.png", b"x")), ("mask", ("c.png", b"x"))], "mask"),
-        ([], "image"),
+        (
+            [("image[0]", ("a.png", b"x"))],
+            "image[0]",
+            "the source is 'image' or 'image[]', and 'mask' its mask",
+        ),
+        ([("image", ("a.png", b"x")), ("mask", ("b.png", b"x")), ("mask", ("c.png", b"x"))], "mask", "twice"),
+        ([("image", ("a.heic", b"ftypheic"))], "image", "JPEG"),
+        ([], "image", "Missing"),
     ],
 )
-def test_forms_hold_what_belongs_there(client: httpx2.Client, files: list, param: str) -> None:
+def test_forms_hold_what_belongs_there(client: httpx2.Client, files: list, param: str, words: str) -> None:
     boundary = {} if files else {"headers": {"content-type": "multipart/form-data; boundary=x"}}
     content = {"files": files, "data": {"prompt": "a"}} if files else {"content": FORM}
     answer = client.post("/v1/images/edits", **content, **boundary)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert words in answer.json()["error"]["message"]
 
 
 FORM = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\r\n--x--\r\n'

@@ -80,9 +80,14 @@ def _opened(file: str | Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     """A file of one of `FORMATS`, not decoded yet; what goes wrong inside is a RequestError."""
     with _refusals(name), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged by check_shape, in words
-        Image.init()
-        with Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
+        with Image.open(file, formats=_readable()) as image:
             yield image
+
+
+def _readable() -> list[str]:
+    """Of `FORMATS` what this Pillow reads."""
+    Image.init()
+    return [known for known in FORMATS if known in Image.OPEN]
 
 
 def upright_rgb(image: Image.Image, name: str = "The picture") -> Image.Image:
@@ -186,7 +191,8 @@ def _refusals(name: str) -> Iterator[None]:
     except RequestError:
         raise
     except Image.UnidentifiedImageError:
-        raise RequestError(f"{name} is not a picture that can be read.") from None
+        formats = ", ".join(_readable())
+        raise RequestError(f"{name} is not a picture that can be read; {formats} are.") from None
     except Image.DecompressionBombError as error:
         raise RequestError(f"{name} is far too large to be read: {error}.") from error
     except OSError as error:

@@ -78,9 +78,8 @@ async def _form(request: Request, kind: type[Form]) -> tuple[Form, list[bytes], 
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in (*SOURCES, "mask"):
-                    raise Problem(
-                        400, f"Unknown file: {name!r:.80}.", code="unknown_parameter", param=plain(name)
-                    )
+                    message = f"Unknown file: {name!r:.80}; the source is 'image' or 'image[]', and 'mask' its mask."
+                    raise Problem(400, message, code="unknown_parameter", param=plain(name))
                 (masks if name == "mask" else images).append(await value.read())
             elif name in (*SOURCES, "mask"):
                 raise Problem(400, f"{name!r} must be a file, not a text.", code="invalid_image", param=name)
