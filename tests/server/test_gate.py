@@ -154,6 +154,8 @@ def test_pages_of_other_origins_and_other_names_are_refused(
     assert "127.0.0.1, [::1], localhost only, not to 'evil.example'" in other.json()["error"]["message"]
     hidden = client.get("/v1/models", headers={"origin": "https://draw.example"})
     assert f"'https://draw.example', and this server was asked as '{host}'. A proxy" in hidden.text
+    script = client.get("/web/page.js", headers={"origin": "https://draw.example"})
+    assert script.status_code == 200, "or the page behind such a proxy could not say so"
     asked = client.options("/v1/images/generations", headers={"access-control-request-method": "POST"})
     assert not [name for name in asked.headers if name.startswith("access-control")]
 

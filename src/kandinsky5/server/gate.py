@@ -75,15 +75,15 @@ class Gate:
             names = ", ".join(sorted(self._settings.hosts))
             message = f"This server answers to {names} only, not to {plain(host)!r}."
             raise Problem(403, message, code="host_not_allowed")
-        origin = headers.get("origin")
-        if origin is not None and _place_of(origin) != host:
+        origin, path = headers.get("origin"), scope["path"]
+        # The page's own scripts are asked for with their origin: refused, the page could not say what is wrong.
+        if origin is not None and _place_of(origin) != host and not path.startswith(page.ROOM):
             message = (
                 f"Requests from pages of other origins are refused: the page is of {plain(origin)!r}, and this server "
                 f"was asked as {plain(host)!r}. A proxy between them must leave the Host header as it is."
             )
             raise Problem(403, message, code="origin_not_allowed")
         name = self._keyring.name_of(headers.get("authorization"))
-        path = scope["path"]
         if name is None and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIXES):
             raise Problem(
                 401,
