@@ -66,6 +66,13 @@ function enterKey() {
   });
 }
 
+// The server was started again with other keys.
+async function enterOtherKey() {
+  await enterKey();
+  say("The server knows that API key. Draw again.");
+  byId("draw").focus();
+}
+
 // While a request is sent, a second press does nothing; the button stays where it is for who uses the keyboard.
 async function submit() {
   if (isBusy(byId("draw"))) return;
@@ -79,7 +86,7 @@ async function submit() {
     watch(job.id, fields, given);
     byId("running").scrollIntoView({ block: "nearest" }); // below the form on a phone
   } catch (error) {
-    if (error.status === 401) return void enterKey(); // started again with other keys
+    if (error.status === 401) return void enterOtherKey();
     if (!(error instanceof Refused)) error = new Error("The server does not answer; nothing was sent.");
     else if (error.seconds !== null) error.message += ` It expects room in ${error.seconds} s.`;
     form.refuse(error);
@@ -107,6 +114,7 @@ async function watch(id, fields, given) {
       else byId("problem").textContent = job.error.message;
     }
   } catch (error) {
+    if (error.status === 401) return enterOtherKey();
     if (error instanceof Refused) forget(id);
     byId("problem").textContent = lost(error, fields.prompt);
   }
