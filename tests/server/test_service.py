@@ -3,6 +3,7 @@
 import os
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -367,6 +368,27 @@ def test_what_a_system_says_of_a_process() -> None:
     assert before is not None and after is not None
     assert not after.stopped and before.done != after.done and len(after.done) == 8
     assert vitals_of(2**30) is None
+
+
+FORGETFUL = """
+import time
+from functools import partial
+from kandinsky5.service import Limits, Service
+from tests.server.slow import open_working
+
+service = Service(partial(open_working, 300), Limits())
+service.start()
+time.sleep(3)
+print(service.worker_pid)
+"""
+
+
+def test_a_process_that_ends_without_closing_leaves_no_worker_and_waits_for_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60, check=True
+    )
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
 
 
 def test_closing_answers_for_everything_it_has_accepted() -> None:
