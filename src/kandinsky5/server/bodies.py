@@ -85,7 +85,10 @@ class DrawingFields(BaseModel):
     background: Annotated[
         Literal["auto", "opaque"] | None, Field(description="Pictures have no transparency.")
     ] = None
-    user: Annotated[str | None, Field(max_length=256, description="Only written to the log.")] = None
+    user: Annotated[
+        str | None,
+        Field(max_length=256, description="Written to the log, and sent back as safety_identifier."),
+    ] = None
     safety_identifier: Annotated[str | None, Field(max_length=256, description="The newer name of user.")] = (
         None
     )
