@@ -107,7 +107,7 @@ def of_error(error: Exception, *, retry_after: int = 1) -> Problem:
     if isinstance(error, CheckpointError):
         return Problem(500, str(error), code="checkpoint")
     if isinstance(error, HTTPException):
-        code, words = STARLETTES[error.status_code]
+        code, words = STARLETTES.get(error.status_code, STARLETTES[400])
         told = (error.headers or {}).get("Allow", error.detail)
         return Problem(error.status_code, words.format(told), code=code, headers=error.headers)
     return Problem(
