@@ -105,7 +105,7 @@ def check_request_fits(request: ImageRequest, fmt: PictureFormat) -> None:
     size = len(json.dumps(request.to_dict()))
     if fmt is PictureFormat.jpg and size > MAX_EXIF_BYTES:
         raise RequestError(
-            f"The prompt takes {size} bytes of JPEG metadata, which holds {MAX_EXIF_BYTES}; use --format png or webp."
+            f"The prompt takes {size} bytes of JPEG metadata, which holds {MAX_EXIF_BYTES}; png and webp hold it."
         )
 
 

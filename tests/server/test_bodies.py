@@ -65,6 +65,33 @@ def test_two_of_the_longest_prompts_are_read_whatever_they_hold() -> None:
     assert of_json(GenerationBody, intake._parsed(json.dumps(body).encode())).prompt == body["prompt"]
 
 
+@pytest.mark.parametrize("text", ['{"n": 1, "prompt": "a", "n": 2}', '{"lora": {"n": 1, "n": 1}}'])
+def test_a_name_that_is_there_twice_is_refused(text: str) -> None:
+    """Of two values one would be ignored; a form is refused likewise."""
+    with pytest.raises(Problem, match=r"^'n' is there twice") as refused:
+        intake._parsed(text.encode())
+    assert (refused.value.status, refused.value.param) == (400, "n")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("size", "1024X1024", "must be WIDTHxHEIGHT, such as 1024x1024, or auto, not '1024X1024'"),
+        ("size", "auto\n", "must be WIDTHxHEIGHT"),
+        (
+            "images",
+            [{"image_url": "https://a/b.png"}],
+            "must be a data url in base64, such as data:image/png",
+        ),
+    ],
+)
+def test_a_text_of_another_form_is_told_what_would_do(field: str, value: object, words: str) -> None:
+    source = {"images": [{"image_url": "data:image/png;base64,AAAA"}]}
+    with pytest.raises(Problem, match="Invalid value") as refused:
+        of_json(EditJobBody, {"prompt": "a", **source, field: value})
+    assert words in refused.value.message
+
+
 @pytest.mark.parametrize("value", [[[[[1] * 60] * 60]], "a" * 10**6, {"a": {"b": {"c": {"d": {}}}}}])
 def test_a_value_is_told_by_its_beginning(value: object) -> None:
     with pytest.raises(Problem, match=r"^Invalid value for 'n': .{20,200}$"):

@@ -281,23 +281,6 @@ def test_fields_end_where_the_server_does_and_its_refusals_are_told_at_the_field
     expect(page.get_by_role("alert")).to_be_empty()
 
 
-def test_a_picture_that_cannot_be_edited_is_said(page: Page) -> None:
-    def narrow(route) -> None:
-        answer = route.fetch()
-        body = answer.json()
-        body["data"][0]["limits"]["max_body_bytes"] = 1000
-        route.fulfill(response=answer, json=body)
-
-    page.route("**/v1/models", narrow)
-    page.reload()
-    expect(button(page, "Draw")).to_be_enabled()
-    fill(page, "a circle", Steps=1)
-    button(page, "Draw").click()
-    pictures(page).get_by_role("button", name="Edit this").click()
-    expect(page.get_by_role("alert")).to_have_text("The picture is larger than the server reads.")
-    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("a circle")
-
-
 def test_a_page_that_is_loaded_again_finds_its_pictures(page: Page) -> None:
     fill(page, "a patient star", Steps=150)
     button(page, "Draw").click()

@@ -40,11 +40,17 @@ def test_keys_come_from_a_file_and_a_variable(tmp_path: Path) -> None:
     file.write_text(f"# who may draw\nalice {ALICE}\n\n{BOB}\n")
     assert read_keys(file, None) == {"alice": ALICE, "key2": BOB}
     assert read_keys(None, f"bob {BOB}, {ALICE}") == {"bob": BOB, "key2": ALICE}
-    assert read_keys(None, None) == {}
+    assert read_keys(None, None) == read_keys(None, "") == {}
+    file.write_bytes(f"\ufeffalice {ALICE}\r\n\r\n{BOB}\r\n".encode())
+    assert read_keys(file, None) == {"alice": ALICE, "key2": BOB}, "as Windows' editors write it"
 
 
 @pytest.mark.parametrize(
-    "text", ["short", f"a b {ALICE}", f"a {ALICE}\na {BOB}", f"a {ALICE}\nb {ALICE}", "#\n"]
+    "text",
+    [
+        *("short", f"a b {ALICE}", f"a {ALICE}\na {BOB}", f"a {ALICE}\nb {ALICE}", "#\n"),
+        *(f"a ü{ALICE}", f"a \0{ALICE}"),
+    ],
 )
 def test_keys_that_will_not_do_are_refused_without_being_told(tmp_path: Path, text: str) -> None:
     file = tmp_path / "keys"
@@ -54,6 +60,12 @@ def test_keys_that_will_not_do_are_refused_without_being_told(tmp_path: Path, te
     assert ALICE not in str(error.value)
     with pytest.raises(RequestError, match="cannot be read"):
         read_keys(tmp_path / "none", None)
+
+
+@pytest.mark.parametrize("variable", [",", " ", "#"])
+def test_a_variable_that_was_to_hold_keys_lets_nobody_in_without_one(variable: str) -> None:
+    with pytest.raises(RequestError, match="API_KEYS holds none"):
+        read_keys(None, variable)
 
 
 def test_a_key_is_known_by_its_name_and_nothing_near_it_is() -> None:
@@ -137,7 +149,13 @@ def test_pages_of_other_origins_and_other_names_are_refused(
         "http://]",
     ):
         assert code(client.get("/v1/models", headers={"origin": origin})) == (403, "origin_not_allowed")
-    assert code(client.get("/v1/models", headers={"host": "evil.example"})) == (403, "host_not_allowed")
+    other = client.get("/v1/models", headers={"host": "evil.example"})
+    assert code(other) == (403, "host_not_allowed")
+    assert "127.0.0.1, [::1], localhost only, not to 'evil.example'" in other.json()["error"]["message"]
+    hidden = client.get("/v1/models", headers={"origin": "https://draw.example"})
+    assert f"'https://draw.example', and this server was asked as '{host}'. A proxy" in hidden.text
+    script = client.get("/web/page.js", headers={"origin": "https://draw.example"})
+    assert script.status_code == 200, "or the page behind such a proxy could not say so"
     asked = client.options("/v1/images/generations", headers={"access-control-request-method": "POST"})
     assert not [name for name in asked.headers if name.startswith("access-control")]
 
@@ -193,29 +211,48 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(client: h
 
 
 @pytest.mark.parametrize(
-    ("files", "param"),
+    ("files", "param", "words"),
     [
-        ([("image", ("a.png", b"x")), ("extra", ("b.png", b"x"))], "extra"),
-        ([("image", ("a.png", b"x")), ("mask", ("b.png", b"x")), ("mask", ("c.png", b"x"))], "mask"),
-        ([], "image"),
+        (
+            [("image[0]", ("a.png", b"x"))],
+            "image[0]",
+            "the source is 'image' or 'image[]', and 'mask' its mask",
+        ),
+        ([("image", ("a.png", b"x")), ("mask", ("b.png", b"x")), ("mask", ("c.png", b"x"))], "mask", "twice"),
+        ([("image", ("a.heic", b"ftypheic"))], "image", "JPEG"),
+        ([], "image", "Missing"),
     ],
 )
-def test_forms_hold_what_belongs_there(client: httpx2.Client, files: list, param: str) -> None:
+def test_forms_hold_what_belongs_there(client: httpx2.Client, files: list, param: str, words: str) -> None:
     boundary = {} if files else {"headers": {"content-type": "multipart/form-data; boundary=x"}}
     content = {"files": files, "data": {"prompt": "a"}} if files else {"content": FORM}
     answer = client.post("/v1/images/edits", **content, **boundary)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert words in answer.json()["error"]["message"]
 
 
 FORM = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\r\n--x--\r\n'
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "expected"), [("GET", "/nowhere", 404), ("DELETE", "/v1/models", 405)]
+    ("method", "path", "expected", "words"),
+    [
+        ("GET", "/nowhere", (404, "not_found"), "/openapi.json lists"),
+        ("POST", "/images/generations", (404, "not_found"), "begin with /v1/"),
+        ("OPTIONS", "/v1/images/generations", (405, "method_not_allowed"), "takes POST."),
+        ("GET", "/v1/models/", (404, "model_not_found"), "this server has '"),
+    ],
 )
-def test_other_paths_and_methods(client: httpx2.Client, method: str, path: str, expected: int) -> None:
+def test_other_paths_and_methods(
+    client: httpx2.Client, method: str, path: str, expected: tuple[int, str], words: str
+) -> None:
     answer = client.request(method, path)
-    assert answer.status_code == expected and answer.json()["error"]["message"]
+    assert code(answer) == expected and words in answer.json()["error"]["message"]
+
+
+def test_a_form_without_its_boundary_is_refused(client: httpx2.Client) -> None:
+    answer = client.post("/v1/images/edits", content=b"x", headers={"content-type": "multipart/form-data"})
+    assert code(answer) == (400, "invalid_form") and "boundary" in answer.json()["error"]["message"]
 
 
 def test_methods_that_nobody_has_heard_of_are_one_series(

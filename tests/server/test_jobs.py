@@ -75,6 +75,7 @@ def test_a_job_is_cancelled_within_a_step(client: httpx2.Client, served: Running
     wait_until(lambda: served.metric("drawing_requests") == 0, 5)
     refused = client.get(f"/v1/jobs/{job['id']}/result")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "cancelled")
+    assert refused.json()["error"]["message"] == "The job was cancelled."
     assert client.post(f"/v1/jobs/{job['id']}/cancel").json()["status"] == "cancelled", (
         "again changes nothing"
     )

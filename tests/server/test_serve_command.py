@@ -43,3 +43,25 @@ def test_options_that_will_not_do(
 ) -> None:
     assert run(["serve", *arguments]) == ExitCode.REQUEST
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys", "names"),
+    [
+        ([], "", command.LOOPBACK_NAMES),
+        ([], "a-key-of-sixteen-letters", frozenset()),
+        (["--host", "0.0.0.0"], "", frozenset()),
+    ],
+)
+def test_which_names_a_server_answers_to(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], keys: str, names: frozenset[str]
+) -> None:
+    """One on loopback without keys is safe from pages by its names; one with keys can be behind a proxy there."""
+    settings = []
+    monkeypatch.setattr(
+        "kandinsky5.server.running.serve", lambda _, given, *__, **___: settings.append(given)
+    )
+    monkeypatch.setattr(command, "_log_to_standard_error", lambda _: None)
+    monkeypatch.setenv(command.KEYS_VARIABLE, keys)
+    assert run(["serve", *arguments]) == ExitCode.OK
+    assert [one.hosts for one in settings] == [names]

@@ -3,6 +3,7 @@
 import os
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from kandinsky5.cli.opening import open_engines
 from kandinsky5.errors import CapacityError
 from kandinsky5.pictures import content_hash
 from kandinsky5.request import EditRequest, ImageRequest
@@ -107,6 +107,16 @@ def test_cancelling_frees_the_place_within_a_step(service: Service) -> None:
     assert isinstance(heard.end, Failed) and heard.end.kind == "cancelled"
     wait_until(lambda: service.drawing == 0, 5)
     assert time.monotonic() - started < 2, "a step takes milliseconds"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_the_end_to_the_service(service: Service, sent: int) -> None:
+    """A terminal's Ctrl-C reaches the worker too, and systemd tells every process of a unit to end."""
+    heard, _ = ask(service, ImageRequest(prompt="a", width=64, height=64, steps=100))
+    wait_until(lambda: any(isinstance(report, Stepped) for report in heard.reports))
+    assert service.worker_pid is not None
+    os.kill(service.worker_pid, sent)
+    assert isinstance(heard.end, Finished)
 
 
 def test_keys_are_served_in_turn(service: Service) -> None:
@@ -360,14 +370,37 @@ def test_what_a_system_says_of_a_process() -> None:
     assert vitals_of(2**30) is None
 
 
-def test_closing_answers_for_everything_it_has_accepted(saved_editing_folder: str) -> None:
-    """Before the model is loaded: what waits is told, nothing more is taken, and no process is left."""
-    service = Service(partial(open_engines, saved_editing_folder, "cpu", "float32"), Limits())
+FORGETFUL = """
+import time
+from functools import partial
+from kandinsky5.service import Limits, Service
+from tests.server.slow import open_working
+
+service = Service(partial(open_working, 300), Limits())
+service.start()
+time.sleep(3)
+print(service.worker_pid)
+"""
+
+
+def test_a_process_that_ends_without_closing_leaves_no_worker_and_waits_for_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60, check=True
+    )
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
+
+
+def test_closing_answers_for_everything_it_has_accepted() -> None:
+    """Before the model is loaded: what waits is told, nothing more is taken, and no process is left or waited for."""
+    service = Service(partial(open_working, 60), Limits())
     service.start()
     wait_until(lambda: service.worker_pid is not None)
     pid = service.worker_pid
     heard, _ = ask(service, QUICK)
-    service.close(seconds=0.5)
+    started = time.monotonic()
+    service.close()
+    assert time.monotonic() - started < 8, "one that loads does not hear that it is to end"
     assert isinstance(heard.end, Failed) and heard.end.kind == "closing"
     with pytest.raises(CapacityError, match="shutting down"):
         ask(service, QUICK)

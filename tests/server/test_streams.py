@@ -34,6 +34,7 @@ def test_a_stream_begins_and_breathes_while_its_request_waits_and_while_it_is_dr
     async def script(service: Scripted, app: Any) -> None:
         async with Exchange(app, "POST", PATH, STREAMED) as stream:
             await until(lambda: stream.text.count(": waiting\n\n") >= 3)
+            assert (b"x-accel-buffering", b"no") in stream.messages[0]["headers"], "nginx would keep it back"
             assert stream.status == 200 and stream.text.count(":") == stream.text.count(": waiting")
             service.begin()
             await until(lambda: stream.text.count(": drawing\n\n") >= 3)

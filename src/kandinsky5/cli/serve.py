@@ -32,7 +32,8 @@ LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 """What --host may be for a server that only this machine reaches."""
 
 LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
-"""What such a server is called in a Host header."""
+"""What such a server is called in a Host header. One with keys may be called anything: a page that reaches it under a
+name of its own has none, and a proxy on this machine has its own name."""
 
 EXTRA_MODULES: Final = frozenset(
     {"starlette", "uvicorn", "python_multipart", "prometheus_client", "pydantic", "anyio"}
@@ -128,7 +129,7 @@ def serve(
         max_body_bytes=round(max_body_mb * 1e6),
         keep=keep,
         grace=grace,
-        hosts=LOOPBACK_NAMES if host in LOOPBACK else frozenset(),
+        hosts=LOOPBACK_NAMES if host in LOOPBACK and not keys else frozenset(),
     )
     several = max(1, max_queue // 2) if len(keys) > 1 else max_queue
     limits = Limits(

@@ -81,9 +81,14 @@ def opened(file: str | Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     with _refusals(name), warnings.catch_warnings():
         # Its size is judged by check_shape, in words; other remarks are of EXIF data that can be done without.
         warnings.simplefilter("ignore")
-        Image.init()
-        with Image.open(file, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
+        with Image.open(file, formats=_readable()) as image:
             yield image
+
+
+def _readable() -> list[str]:
+    """Of `FORMATS` what this Pillow reads."""
+    Image.init()
+    return [known for known in FORMATS if known in Image.OPEN]
 
 
 def upright_rgb(image: Image.Image, name: str = "The picture") -> Image.Image:
@@ -187,7 +192,8 @@ def _refusals(name: str) -> Iterator[None]:
     except RequestError:
         raise
     except Image.UnidentifiedImageError:
-        raise RequestError(f"{name} is not a picture that can be read.") from None
+        formats = ", ".join(_readable())
+        raise RequestError(f"{name} is not a picture that can be read; {formats} are.") from None
     except Image.DecompressionBombError as error:
         raise RequestError(f"{name} is far too large to be read: {error}.") from error
     except AssertionError as error:  # Pillow's, of an image whose `with` block has ended

@@ -17,7 +17,7 @@ from kandinsky5.server.document import document
 from kandinsky5.server.gate import Gate
 from kandinsky5.server.problems import Problem, of_error
 from kandinsky5.server.settings import Settings
-from kandinsky5.server.translation import limits_of
+from kandinsky5.server.translation import check_model, limits_of
 from kandinsky5.service import Service
 
 
@@ -88,11 +88,8 @@ async def models(request: Request) -> Response:
 
 async def model(request: Request) -> Response:
     """That one by its name, which may hold a slash."""
-    desk, name = desk_of(request), request.path_params["name"]
-    if name not in (desk.settings.model, *desk.settings.aliases):
-        raise Problem(
-            404, f"The model {name!r:.80} does not exist here.", code="model_not_found", param="model"
-        )
+    desk = desk_of(request)
+    check_model(request.path_params["name"], desk.settings)
     return JSONResponse(_model(desk))
 
 

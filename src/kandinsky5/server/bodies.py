@@ -4,10 +4,11 @@ In: a JSON object or the fields of a form. Out: a checked body, or a `Problem`. 
 document says. A field that is not here is refused. Refuses to know: pictures, the model, the server's own bounds.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from kandinsky5.geometry import FitKind
 from kandinsky5.request import (
@@ -33,10 +34,28 @@ OBJECTS = ("lora",)
 MOST_ENTRIES = 64
 """Of one object or list in a body; none that is in order has half as many."""
 
+_SIZE = re.compile("auto|[0-9]{1,4}x[0-9]{1,4}")
+
+
+def _written(size: str) -> str:
+    if not _SIZE.fullmatch(size):
+        raise ValueError("it must be WIDTHxHEIGHT, such as 1024x1024, or auto")
+    return size
+
+
+def _inside(url: str) -> str:
+    if not url.startswith("data:"):
+        raise ValueError(
+            "it must be a data url in base64, such as data:image/png;base64,...; nothing is fetched"
+        )
+    return url
+
+
 Size = Annotated[
     str,
+    AfterValidator(_written),
     Field(
-        pattern="^(auto|[0-9]{1,4}x[0-9]{1,4})$",
+        json_schema_extra={"pattern": f"^({_SIZE.pattern})$"},
         description="WIDTHxHEIGHT in pixels, multiples of 16, or auto: the model's own size; for an edit, of its "
         "sizes the one nearest to the source in shape.",
     ),
@@ -66,7 +85,10 @@ class DrawingFields(BaseModel):
     background: Annotated[
         Literal["auto", "opaque"] | None, Field(description="Pictures have no transparency.")
     ] = None
-    user: Annotated[str | None, Field(max_length=256, description="Only written to the log.")] = None
+    user: Annotated[
+        str | None,
+        Field(max_length=256, description="Written to the log, and sent back as safety_identifier."),
+    ] = None
     safety_identifier: Annotated[str | None, Field(max_length=256, description="The newer name of user.")] = (
         None
     )
@@ -118,7 +140,12 @@ class ImageReference(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image_url: Annotated[
-        str, Field(pattern="^data:", description="A data url in base64. Nothing is fetched from elsewhere.")
+        str,
+        AfterValidator(_inside),
+        Field(
+            json_schema_extra={"pattern": "^data:"},
+            description="A data url in base64. Nothing is fetched from elsewhere.",
+        ),
     ]
 
 

@@ -48,7 +48,8 @@ class Desk:
 
         `previews` are looks at the first picture on its way; None for as many as the body says.
         """
-        check_model(body, self.settings)
+        if body.model is not None:
+            check_model(body.model, self.settings)
         if upload is not None and "editing" not in self.card.tasks:
             message = "The model served here makes pictures from text only; edits need an editing model."
             raise Problem(400, message, code="unsupported", param="model")
@@ -56,8 +57,7 @@ class Desk:
             message = "The text encoder of the model served here only reads; leave expand_prompt out."
             raise Problem(400, message, code="unsupported", param="expand_prompt")
         delivery = delivery_of(body)
-        source = None if upload is None else upload.source
-        wanted = request_of(body, self.settings, self.card, source=source)
+        wanted = request_of(body, self.settings, self.card, upload)
         asking = Asking(
             self.service,
             self.metrics,

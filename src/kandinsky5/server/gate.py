@@ -17,7 +17,7 @@ from kandinsky5.server import page
 from kandinsky5.server.keys import Keyring
 from kandinsky5.server.logs import tell
 from kandinsky5.server.metrics import Metrics
-from kandinsky5.server.problems import CLIENT_GONE, Problem, of_any
+from kandinsky5.server.problems import CLIENT_GONE, Problem, of_any, plain
 from kandinsky5.server.settings import Settings
 
 OPEN_PATHS: Final = ("/", "/health", "/ready", "/openapi.json")
@@ -72,12 +72,18 @@ class Gate:
         host = headers.get("host", "")
         if self._settings.hosts and _name_of(host) not in self._settings.hosts:
             # A page whose name was made to lead here would otherwise speak to a server that listens on loopback only.
-            raise Problem(403, "This server does not answer to that name.", code="host_not_allowed")
-        origin = headers.get("origin")
-        if origin is not None and _place_of(origin) != host:
-            raise Problem(403, "Requests from pages of other origins are refused.", code="origin_not_allowed")
+            names = ", ".join(sorted(self._settings.hosts))
+            message = f"This server answers to {names} only, not to {plain(host)!r}."
+            raise Problem(403, message, code="host_not_allowed")
+        origin, path = headers.get("origin"), scope["path"]
+        # The page's own scripts are asked for with their origin: refused, the page could not say what is wrong.
+        if origin is not None and _place_of(origin) != host and not path.startswith(page.ROOM):
+            message = (
+                f"Requests from pages of other origins are refused: the page is of {plain(origin)!r}, and this server "
+                f"was asked as {plain(host)!r}. A proxy between them must leave the Host header as it is."
+            )
+            raise Problem(403, message, code="origin_not_allowed")
         name = self._keyring.name_of(headers.get("authorization"))
-        path = scope["path"]
         if name is None and path not in OPEN_PATHS and not path.startswith(OPEN_PREFIXES):
             raise Problem(
                 401,

@@ -70,7 +70,7 @@ async def _answer(request: Request, body: DrawingFields, upload: Upload | None, 
             return StreamingResponse(
                 _events(asking, watching, delivery, upload, kind, request),
                 media_type="text/event-stream",
-                headers={"cache-control": "no-store"},
+                headers={"cache-control": "no-store", "x-accel-buffering": "no"},  # nginx keeps events back
             )
         return JSONResponse(await unless_gone(request, _collected(desk, asking, delivery, upload, request)))
     except ClientGoneError:

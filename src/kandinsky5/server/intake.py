@@ -5,6 +5,7 @@ everything else. Refuses to know: what is done with them.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -77,9 +78,8 @@ async def _form(request: Request, kind: type[Form]) -> tuple[Form, list[bytes], 
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in (*SOURCES, "mask"):
-                    raise Problem(
-                        400, f"Unknown file: {name!r:.80}.", code="unknown_parameter", param=plain(name)
-                    )
+                    message = f"Unknown file: {name!r:.80}; the source is 'image' or 'image[]', and 'mask' its mask."
+                    raise Problem(400, message, code="unknown_parameter", param=plain(name))
                 (masks if name == "mask" else images).append(await value.read())
             elif name in (*SOURCES, "mask"):
                 raise Problem(400, f"{name!r} must be a file, not a text.", code="invalid_image", param=name)
@@ -109,9 +109,18 @@ def _parsed(data: bytes) -> Any:
     if sum(map(data.count, (b",", b"[", b"{"))) > MOST_MARKS:
         raise Problem(400, "The body has far more values than there are parameters.", code="invalid_json")
     try:
-        return json.loads(data, parse_constant=_no_constant)
+        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         raise Problem(400, "The body is not valid JSON in UTF-8.", code="invalid_json") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are each there once. Raises Problem: of two values one would be ignored."""
+    whole = dict(pairs)
+    if len(whole) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise Problem(400, f"{name!r:.80} is there twice.", code="invalid_value", param=plain(name))
+    return whole
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -226,9 +226,9 @@ async def result(request: Request) -> Response:
         message = f"Invalid value for 'response_format': {wanted!r:.80} is neither b64_json nor url."
         raise Problem(400, message, code="invalid_value", param="response_format")
     job, desk = jobs_of(request).find(request), desk_of(request)
-    if job.status in ("failed", "cancelled"):
-        assert job.problem is not None
-        raise Problem(409, f"The job has {job.status}: {job.problem.message}", code=job.problem.code)
+    if job.problem is not None:
+        how = "was cancelled" if job.status == "cancelled" else f"has failed: {job.problem.message}"
+        raise Problem(409, f"The job {how.rstrip('.')}.", code=job.problem.code)
     if job.status != "succeeded":
         raise Problem(409, f"The job is {job.status}; poll it until it has succeeded.", code="not_done")
     assert job.asking.begun is not None and job.ended is not None

@@ -21,12 +21,13 @@ def read_keys(file: Path | None, variable: str | None) -> dict[str, str]:
     """Name -> key, from the lines of a file and the comma-separated parts of a variable.
 
     A line or part is a key, or a name and a key with a space between; # starts a comment line. Raises RequestError for
-    a file that cannot be read, a short key, and a name or key that is there twice.
+    a file that cannot be read, a key that is short or that no header carries as it is, a name or key that is there
+    twice, and a file or variable that is there and holds none: it would let everyone in.
     """
     entries = (variable or "").split(",")
     if file is not None:
         try:
-            entries += file.read_text(encoding="utf-8").splitlines()
+            entries += file.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors begin with a mark
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"The file of API keys {file} cannot be read: {error}.") from None
     found: dict[str, str] = {}
@@ -34,15 +35,17 @@ def read_keys(file: Path | None, variable: str | None) -> dict[str, str]:
         if not words or words[0].startswith("#"):
             continue
         name, key = words if len(words) == 2 else (f"key{len(found) + 1}", words[0])
-        if len(words) > 2 or len(key) < SHORTEST_KEY:
+        if len(words) > 2 or len(key) < SHORTEST_KEY or not (key.isascii() and key.isprintable()):
             raise RequestError(
-                f"API key {len(found) + 1} must be a key of at least {SHORTEST_KEY} characters, or a name and a key."
+                f"API key {len(found) + 1} must be a key of at least {SHORTEST_KEY} characters, all of them ASCII, or "
+                "a name and a key."
             )
         if name in found or key in found.values():
             raise RequestError(f"API key {len(found) + 1} ({name}) is there twice.")
         found[name] = key
-    if file is not None and not found:
-        raise RequestError(f"The file of API keys {file} holds none.")
+    if not found and (file is not None or variable):
+        where = f"The file of API keys {file}" if file is not None else f"${KEYS_VARIABLE}"
+        raise RequestError(f"{where} holds none; without it everyone may draw.")
     return found
 
 
@@ -51,9 +54,6 @@ class Keyring:
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._hashes = {name: _hash(key) for name, key in keys.items()}
-
-    def __len__(self) -> int:
-        return len(self._hashes)
 
     def name_of(self, authorization: str | None) -> str | None:
         """The name of the key in an Authorization header, None if it is not one of ours."""

@@ -43,8 +43,15 @@ FAILURES: Final[Mapping[str, tuple[int, str, bool]]] = {
 EXPECTED: Final = (RequestError, CapacityError, HTTPException)
 """Beside `Problem`: what says itself what is wrong. Anything else is a failure of ours."""
 
-CODES: Final[Mapping[int, str]] = {404: "not_found", 405: "method_not_allowed"}
-
+STARLETTES: Final[Mapping[int, tuple[str, str]]] = {
+    400: ("invalid_form", "{}"),
+    404: (
+        "not_found",
+        "There is nothing here; /openapi.json lists what there is, and OpenAI's paths begin with /v1/.",
+    ),
+    405: ("method_not_allowed", "This path takes {}."),
+}
+"""Status of what Starlette refuses (forms, paths, methods) -> code, and words around what it says."""
 
 CLIENT_GONE: Final = 499
 """Nobody reads it; it is for the log and the metrics (nginx's number for a client that hung up)."""
@@ -100,8 +107,9 @@ def of_error(error: Exception, *, retry_after: int = 1) -> Problem:
     if isinstance(error, CheckpointError):
         return Problem(500, str(error), code="checkpoint")
     if isinstance(error, HTTPException):
-        code = CODES.get(error.status_code, "invalid_request")
-        return Problem(error.status_code, str(error.detail), code=code, headers=error.headers)
+        code, words = STARLETTES.get(error.status_code, STARLETTES[400])
+        told = (error.headers or {}).get("Allow", error.detail)
+        return Problem(error.status_code, words.format(told), code=code, headers=error.headers)
     return Problem(
         500,
         "The server failed at this request; its log says where, under the id in x-request-id.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kandinsky5.errors import RequestError
-from kandinsky5.geometry import LARGEST_SIDE, SIZE_MULTIPLE, parse_size
+from kandinsky5.geometry import LARGEST_SIDE, SIZE_MULTIPLE, nearest_native, parse_size
 from kandinsky5.provenance import PictureFormat, check_request_fits
 from kandinsky5.request import (
     MAX_GUIDANCE,
@@ -21,6 +21,7 @@ from kandinsky5.request import (
 from kandinsky5.server.bodies import LARGEST_COUNT, DrawingFields, EditFields
 from kandinsky5.server.problems import Problem
 from kandinsky5.server.settings import Settings
+from kandinsky5.server.uploads import Upload
 from kandinsky5.service import Card
 
 QUALITY_STEPS: Final = {"low": 0.5, "high": 1.5, "hd": 1.5}
@@ -62,12 +63,12 @@ def limits_of(settings: Settings) -> dict[str, int | float]:
     }
 
 
-def check_model(body: DrawingFields, settings: Settings) -> None:
+def check_model(name: str, settings: Settings) -> None:
     """Refuse a model that is not the one served. Raises Problem."""
-    if body.model is not None and body.model not in (settings.model, *settings.aliases):
+    if name not in (settings.model, *settings.aliases):
         raise Problem(
             404,
-            f"The model {body.model!r:.80} does not exist here; this server has {settings.model!r}.",
+            f"The model {name!r:.80} does not exist here; this server has {settings.model!r}.",
             code="model_not_found",
             param="model",
         )
@@ -100,9 +101,9 @@ def delivery_of(body: DrawingFields) -> Delivery:
 
 
 def request_of(
-    body: DrawingFields, settings: Settings, card: Card, *, source: str | None = None
+    body: DrawingFields, settings: Settings, card: Card, upload: Upload | None = None
 ) -> ImageRequest:
-    """The request of a body; `source` is the hash of an edit's picture. Raises Problem for what passes a bound."""
+    """The request of a body; `upload` is the source of an edit. Raises Problem for what passes a bound."""
     fields: dict[str, Any] = {
         "prompt": body.prompt,
         "negative_prompt": body.negative_prompt or "",
@@ -115,18 +116,20 @@ def request_of(
     if body.size not in (None, "auto"):
         fields["width"], fields["height"] = parse_size(str(body.size))
     try:
-        if source is not None:
-            fields |= {"source": source, **_fit(body)}
-        request = ImageRequest(**fields) if source is None else EditRequest(**fields)
+        if upload is not None:
+            fields |= {"source": upload.source, **_fit(body)}
+        request = ImageRequest(**fields) if upload is None else EditRequest(**fields)
         check_request_fits(request, FORMATS[body.output_format or "png"])
     except RequestError as error:
         raise Problem(400, str(error), code="invalid_value", param=_named_in(str(error))) from None
-    _check_bounds(request, settings, card)
+    own = card.size if upload is None else nearest_native(*upload.picture.size, card.sizes)
+    _check_bounds(request, settings, card, own)
     return request
 
 
-def _check_bounds(request: ImageRequest, settings: Settings, card: Card) -> None:
-    width, height = request.width or card.size[0], request.height or card.size[1]
+def _check_bounds(request: ImageRequest, settings: Settings, card: Card, own: tuple[int, int]) -> None:
+    """`own` is the size that the model will choose where the request names none."""
+    width, height = request.width or own[0], request.height or own[1]
     if width * height > settings.max_pixels:
         raise _refused("size", f"{width}x{height} is more than the {settings.max_pixels} pixels drawn here")
     if (request.steps or card.steps) > settings.max_steps:

@@ -165,11 +165,12 @@ class WorkerProcess:
             self._process.kill()
 
     def stop(self, seconds: float) -> None:
-        """Let it end, and end it after that many seconds."""
+        """Let it end, and end it after that many seconds; one that loads its model hears nothing, and at once."""
         if self._process is None:
             return
-        self.send(Stop())
-        self._process.join(seconds)
+        if self.ready:
+            self.send(Stop())
+            self._process.join(seconds)
         self.kill()
         self.bury()
 

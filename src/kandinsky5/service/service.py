@@ -8,6 +8,7 @@ One thread, the pump, decides what the worker is told and hears what it says; it
 waits for it. Listeners are called from it, or from the thread that cancels.
 """
 
+import atexit
 import logging
 import math
 import secrets
@@ -172,6 +173,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to load the model; returns at once."""
+        atexit.register(self.close)  # who ends without it would wait for a worker that ignores SIGTERM
         self._pump.start()
 
     def drain(self) -> None:
@@ -185,6 +187,7 @@ class Service:
 
     def close(self, seconds: float = 10.0) -> None:
         """Answer what is left with a failure, and end the worker."""
+        atexit.unregister(self.close)
         self.drain()
         reason = "The server is shutting down; it had accepted the request and could not finish it in time."
         with self._lock:

@@ -60,7 +60,8 @@ class Voice:
 
 def work(connection: Connection, open_engines: OpenEngines, most: int, log_level: int) -> None:
     """Run until told to stop, or until the service is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service decides
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, signal.SIG_IGN)  # Ctrl-C and systemd tell the whole group; the service decides
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("kandinsky5").setLevel(log_level)
     voice = Voice(connection)

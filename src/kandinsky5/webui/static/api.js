@@ -61,6 +61,7 @@ export class Api {
     const body = await response.json().catch(() => ({}));
     if (response.ok) return body;
     const problem = body.error ?? { message: `The server answered ${response.status}.` };
+    if (!body.error && response.status >= 500) throw new Error(problem.message); // a proxy's, of a server that is silent
     const seconds = response.headers.get("retry-after");
     throw new Refused(response.status, problem, seconds === null ? null : Number(seconds));
   }

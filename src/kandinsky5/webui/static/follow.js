@@ -5,7 +5,7 @@ import { byId, isBusy, make, say, setBusy } from "./dom.js";
 
 const SHORTEST_PAUSE = 250; // milliseconds between two questions
 const LONGEST_PAUSE = 1500;
-const LONGEST_SILENCE = 60_000; // of a server that was there before
+const LONGEST_SILENCE = 60_000; // from the first question that is not answered
 
 // Follow a job to its end inside `room`. Returns the job as it ended; throws what the server refuses.
 export async function follow(api, id, asked, room) {
@@ -20,26 +20,43 @@ export async function follow(api, id, asked, room) {
 
 async function watched(api, id, card) {
   let pause = SHORTEST_PAUSE;
-  let heard = performance.now();
   let previews = 0;
   for (;;) {
-    try {
-      const job = await api.job(id);
-      heard = performance.now();
-      card.show(job);
-      if (job.ended_at !== null) return job;
-      if (job.previews > previews) {
-        const picture = await api.preview(id);
-        previews = job.previews;
-        if (picture) card.picture(picture);
-      }
-    } catch (error) {
-      if (error instanceof Refused || performance.now() - heard > LONGEST_SILENCE) throw error;
-      card.unheard();
+    const job = await patiently(() => api.job(id), () => card.unheard());
+    card.show(job);
+    if (job.ended_at !== null) return job;
+    if (job.previews > previews) {
+      const picture = await patiently(() => api.preview(id), () => card.unheard());
+      previews = job.previews;
+      if (picture) card.picture(picture);
     }
-    await new Promise((resolve) => setTimeout(resolve, pause));
+    await rest(pause);
     pause = Math.min(LONGEST_PAUSE, pause * 1.1);
   }
+}
+
+// What `ask` returns, asked again while nobody answers; each time `unheard` is called. The clock starts at the first
+// silence: a phone that slept was not waiting. Throws what the server refuses, and the last failure after a long silence.
+export async function patiently(ask, unheard) {
+  let since = null;
+  for (;;) {
+    try {
+      return await ask();
+    } catch (error) {
+      since ??= performance.now();
+      if (error instanceof Refused || performance.now() - since > LONGEST_SILENCE) throw error;
+      unheard();
+    }
+    await rest(LONGEST_PAUSE);
+  }
+}
+
+function rest(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}
+
+export function unheard() {
+  say("The server does not answer; asking again.");
 }
 
 class Card {
@@ -73,7 +90,7 @@ class Card {
   // The server was asked about the job and did not answer.
   unheard() {
     this.said = null;
-    say("The server does not answer; asking again.");
+    unheard();
   }
 
   // Each job is told when it changes, whatever another has said since.

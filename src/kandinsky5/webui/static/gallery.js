@@ -1,4 +1,4 @@
-// What came of it: pictures, the newest first, each with the parameters that draw it again.
+// What came of it: pictures, what was asked for last first, each with the parameters that draw it again.
 
 import { toldAdapters } from "./adapters.js";
 import { comparison } from "./compare.js";
@@ -12,8 +12,9 @@ export class Gallery {
     this.edit = edit;
   }
 
-  // One picture: `fields` in the API's words with its own seed, `source` as it was sent, or null.
-  add(blob, fields, source) {
+  // One picture: `fields` in the API's words with its own seed, `source` as it was sent, or null; it comes before those
+  // of the same `place` and of lower ones.
+  add(blob, fields, source, place) {
     byId("none").hidden = true;
     const url = URL.createObjectURL(blob);
     const image = make("img", { class: "after", src: url, alt: fields.prompt });
@@ -28,7 +29,8 @@ export class Gallery {
     }
     const shown = source ? comparison(source.file, image, source.fit) : image;
     const caption = make("figcaption", {}, make("p", { class: "prompt" }, fields.prompt), parameters(fields), buttons);
-    byId("gallery").prepend(make("figure", {}, shown, caption));
+    const before = [...byId("gallery").querySelectorAll("figure")].find((one) => Number(one.dataset.place) <= place);
+    byId("gallery").insertBefore(make("figure", { "data-place": place }, shown, caption), before ?? null);
   }
 }
 

@@ -4,7 +4,7 @@
 
 import { Api, Refused } from "./api.js";
 import { byId, isBusy, say, setBusy } from "./dom.js";
-import { follow } from "./follow.js";
+import { follow, patiently, unheard } from "./follow.js";
 import { RequestForm, told } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Source } from "./source.js";
@@ -18,6 +18,7 @@ const api = new Api(sessionStorage.getItem(KEY));
 let form;
 let source;
 let gallery;
+let watched = 0; // jobs, so that pictures stand in the order in which they were asked for
 
 function remembered() {
   return JSON.parse(sessionStorage.getItem(JOBS) ?? "[]");
@@ -36,7 +37,7 @@ async function loaded() {
       say("The model is being loaded.");
     } catch (error) {
       if (error instanceof Refused && error.status === 401) await enterKey(error);
-      else say("The server does not answer; asking again.");
+      else unheard();
     }
     await new Promise((resolve) => setTimeout(resolve, LOADING_PAUSE));
   }
@@ -65,6 +66,13 @@ function enterKey() {
   });
 }
 
+// The server was started again with other keys.
+async function enterOtherKey() {
+  await enterKey();
+  say("The server knows that API key. Draw again.");
+  byId("draw").focus();
+}
+
 // While a request is sent, a second press does nothing; the button stays where it is for who uses the keyboard.
 async function submit() {
   if (isBusy(byId("draw"))) return;
@@ -78,6 +86,7 @@ async function submit() {
     watch(job.id, fields, given);
     byId("running").scrollIntoView({ block: "nearest" }); // below the form on a phone
   } catch (error) {
+    if (error.status === 401) return void enterOtherKey();
     if (!(error instanceof Refused)) error = new Error("The server does not answer; nothing was sent.");
     else if (error.seconds !== null) error.message += ` It expects room in ${error.seconds} s.`;
     form.refuse(error);
@@ -88,14 +97,15 @@ async function submit() {
 
 // Follow a job to its pictures, or to the reason why there are none.
 async function watch(id, fields, given) {
+  const place = (watched += 1);
   try {
     const job = await follow(api, id, fields, byId("running"));
     if (job.status === "succeeded") {
-      const pictures = await api.pictures(id);
+      const pictures = await patiently(() => api.pictures(id), unheard);
       const drawn = { ...fields, ...job.model_parameters, size: job.size, n: 1, expand_prompt: null };
       delete drawn.fit;
       for (const { blob, seed, prompt = fields.prompt } of pictures.reverse()) {
-        gallery.add(blob, { ...drawn, seed, prompt }, given);
+        gallery.add(blob, { ...drawn, seed, prompt }, given, place);
       }
       say(pictures.length === 1 ? "Done: 1 picture." : `Done: ${pictures.length} pictures.`);
     } else {
@@ -104,13 +114,14 @@ async function watch(id, fields, given) {
       else byId("problem").textContent = job.error.message;
     }
   } catch (error) {
-    forget(id);
-    byId("problem").textContent = unheard(error, fields.prompt);
+    if (error.status === 401) return enterOtherKey();
+    if (error instanceof Refused) forget(id);
+    byId("problem").textContent = lost(error, fields.prompt);
   }
 }
 
-function unheard(error, prompt) {
-  if (!(error instanceof Refused)) return `The server stopped answering about “${prompt}”.`;
+function lost(error, prompt) {
+  if (!(error instanceof Refused)) return `The server stopped answering about “${prompt}”; load the page again to ask.`;
   return error.status === 404 ? `The server no longer has “${prompt}”.` : error.message;
 }
 

@@ -31,6 +31,7 @@ export class Source {
   async offer(blob) {
     try {
       say(await this.#take(blob));
+      byId("problem").textContent = "";
       return true;
     } catch (error) {
       byId("problem").textContent = error.message;
@@ -82,7 +83,8 @@ export class Source {
   }
 
   async #offered(files) {
-    const file = [...(files ?? [])].find((one) => one.type.startsWith("image/"));
+    const all = [...(files ?? [])];
+    const file = all.find((one) => one.type.startsWith("image/")) ?? all[0]; // what is no picture is said to be none
     if (file) await this.offer(file);
   }
 
@@ -114,11 +116,15 @@ async function decoded(blob) {
   return image;
 }
 
+// As a JPEG, transparency laid over white, as the server lays it.
 function redrawn(image, scale) {
   const canvas = document.createElement("canvas");
   canvas.width = Math.round(image.naturalWidth * scale);
   canvas.height = Math.round(image.naturalHeight * scale);
-  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "white";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
   return new Promise((resolve, reject) => {
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The picture is too large."))), "image/jpeg", 0.95);
   });
