@@ -3,13 +3,15 @@
 import errno
 import json
 import multiprocessing
+import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kandinsky5.cli.app import ExitCode
 from kandinsky5.cli.app import run as command_line
@@ -17,7 +19,10 @@ from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.lora import read_lora
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.train import preparing
 from kandinsky5.train.log import validation_figures
+from kandinsky5.train.results import write_card
+from kandinsky5.train.tuning import lesson as tuning_lesson
 from kandinsky5.train.tuning.learning import pack_base
 from tests.model.tiny import config_of
 
@@ -278,3 +283,53 @@ def test_a_card_says_who_loads_a_lokr(trained: Run, tmp_path: Path) -> None:
     trained(tuning__kind="lokr", run__steps=1)
     card = (tmp_path / "training" / "README.md").read_text()
     assert "diffusers itself does not load a LoKr" in card
+
+
+def test_a_card_s_command_is_one_for_a_shell(tmp_path: Path) -> None:
+    prompt, folder = "красный $HOME's `круг`", tmp_path / "crescents"
+    folder.mkdir()
+    for task, words in (
+        ("text-to-image", ["generate", prompt]),
+        ("editing", ["edit", "picture.png", "ohwx"]),
+    ):
+        changes = {"watch__prompts": [prompt], "watch__trigger": "ohwx", "model__task": task}
+        settings = small_settings(tmp_path, "embedded", **changes)
+        card = write_card(folder, settings, 1, {}, []).read_text(encoding="utf-8")
+        (command,) = (line for line in card.splitlines() if line.startswith("kandinsky5 "))
+        options = ["--model", "embedded", "--lora", "crescents", "-o", "result.png"]
+        assert shlex.split(command) == ["kandinsky5", *words, *options]
+
+
+def test_a_folder_that_is_missing_is_said_before_a_model_is_loaded(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="gone is not a folder of pictures"):
+        trained(model=str(tmp_path / "no-model"), sources=["gone"])
+
+
+def test_a_run_is_not_continued_on_other_weights(trained: Run, tmp_path: Path, saved_folder: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(saved_folder, model)
+    trained(model=str(model), run__steps=4, run__stop_at=2)
+    file = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value + 0.01 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(RequestError, match=r"other settings \(the model's weights\)"):
+        trained(model=str(model), run__steps=4)
+
+
+def test_what_takes_long_or_does_nothing_is_told(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "TOLD_EVERY", -1.0)
+    told = trained(run__steps=1, data__validation_share=0.0001)
+    assert "6 pictures encoded so far" in told.said
+    assert any("holds none back" in line for line in told.said)
+
+
+def test_a_disk_that_is_full_for_anything_else_is_said_too(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tuning_lesson, "save_pictures", refuse)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        trained(watch__prompts=["a star"], watch__steps=1)
