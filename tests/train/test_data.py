@@ -126,6 +126,10 @@ def test_a_dataset_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"image": [1], "text": ["a"]}).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(RequestError, match="column 'image' of the dataset set holds no pictures"):
         list(examples_of(SourceSettings(path="set", kind="datasets"), tmp_path))
+    both = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"image": [1], "text": ["a"]})})
+    both.save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(RequestError, match="no split 'test'; it has train"):
+        list(examples_of(SourceSettings(path="both", kind="datasets", split="test"), tmp_path))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.jsonl").write_text('{"image": 1}\n{"image": ')
     with pytest.raises(RequestError, match=r"broken cannot be opened: .*; .*JSON"):

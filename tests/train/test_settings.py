@@ -104,7 +104,7 @@ def test_a_source_that_is_drawn_has_settings_of_its_own(tmp_path: Path) -> None:
     assert read(tmp_path, as_toml(settings)) == settings
     (source,) = settings.recipe()["data"]["sources"]
     left_out = {field.name for field in dataclasses.fields(DrawnSettings)} - source.keys()
-    assert left_out == {"begin_from", "reading", "workers", "compiled"}, (
+    assert left_out == {"kind", "begin_from", "reading", "workers", "compiled"}, (
         "files are told apart by what they hold"
     )
     assert "name" not in settings.recipe()["model"]
@@ -201,6 +201,7 @@ def test_what_decides_the_result_is_in_the_recipe() -> None:
         *(
             "model.device",
             "data.cache",
+            "data.bad_limit",
             "run.checkpointing",
             "run.compile",
             "run.graphs",

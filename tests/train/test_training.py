@@ -3,6 +3,7 @@
 import errno
 import json
 import multiprocessing
+import re
 import shlex
 import shutil
 import time
@@ -313,6 +314,20 @@ def test_a_run_is_not_continued_on_other_weights(trained: Run, tmp_path: Path, s
     save_file({name: value + 0.01 for name, value in load_file(file).items()}, file, {"format": "pt"})
     with pytest.raises(RequestError, match=r"other settings \(the model's weights\)"):
         trained(model=str(model), run__steps=4)
+
+
+def test_a_run_goes_on_where_its_pictures_have_moved(trained: Run, tmp_path: Path) -> None:
+    trained(run__steps=4, run__stop_at=2)
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    told = trained(run__steps=4, sources=["moved"], data__bad_limit=0.5)
+    assert any("continuing after step 2" in line for line in told.said)
+
+
+def test_a_damaged_checkpoint_is_said_as_it_is(trained: Run, tmp_path: Path) -> None:
+    trained(run__steps=4, run__stop_at=2)
+    (tmp_path / "training" / "checkpoints" / "step-0000002" / "values.json").write_text("")
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(tmp_path))}.*values\.json is not JSON"):
+        trained(run__steps=4)
 
 
 def test_what_takes_long_or_does_nothing_is_told(

@@ -25,8 +25,11 @@ PACKED_BASES: Final = ("fp8", "int8", "nf4")
 BASES: Final = ("bf16", "fp32", *PACKED_BASES)
 TIME_DENSITIES: Final = {"logit-normal": 0.0, "mixed": 0.5, "uniform": 1.0}
 """Names of timestep densities, and the share of uniform times in each; the others are logit-normal."""
-LARGEST_BETA: Final = 0.999999
 LARGEST_SEED: Final = 2**32 - 1
+FILES_OF_SOURCES: Final = {
+    *("path", "kind", "split", "picture", "text", "source", "begin_from", "reading", "workers", "compiled")
+}
+"""Settings of sources that say where files are, or who reads them."""
 TASKS: Final = ("text-to-image", "editing")
 NATIVE: Final = "native"
 
@@ -234,7 +237,7 @@ class OptimiserSettings:
         one_of("optimiser.name", self.name, OPTIMISERS)
         positive("optimiser.rate", self.rate)
         for beta in self.betas:
-            within("optimiser.betas", beta, 0, LARGEST_BETA)
+            within("optimiser.betas", beta, 0, 0.999999)
         within("optimiser.weight_decay", self.weight_decay, 0)
         within("optimiser.warmup", self.warmup, 0)
         within("optimiser.decay_share", self.decay_share, 0, 1)
@@ -382,16 +385,15 @@ class TrainingSettings:
     def recipe(self) -> dict[str, Any]:
         """What decides the result, as JSON-able values: all but the output folder, the cache and what is watched.
 
-        Of a drawn source's files the lesson's digest tells, wherever they lie.
+        Of a source's files the lesson's digest tells, wherever they lie.
         """
         tree = dataclasses.asdict(self)
-        for name in ("output", "watch"):
-            del tree[name]
-        del tree["data"]["cache"]
+        del tree["output"], tree["watch"], tree["model"]["device"]
+        del tree["data"]["cache"], tree["data"]["bad_limit"]
         tree["run"] = self.run.recipe()
-        del tree["model"]["device"]
         if self.data.drawn is not None:
             del tree["model"]["name"]
-            for name in ("begin_from", "reading", "workers", "compiled"):
-                del tree["data"]["sources"][0][name]
+        for source in tree["data"]["sources"]:
+            for name in source.keys() & FILES_OF_SOURCES:
+                del source[name]
         return tree

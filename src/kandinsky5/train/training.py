@@ -63,6 +63,8 @@ def train(
         made = lesson(settings, base, replicas, watcher.say if replicas.leads else _silent)
         Training(plan, made, watcher, replicas).carry_out()
         return plan.output
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(
             f"A file of the run cannot be read or written: {reason(error)}. The same command goes on from its last "

@@ -59,11 +59,16 @@ def dataset_examples(source: SourceSettings, base: Path, share: float) -> Iterat
     try:
         if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
             rows = datasets.load_from_disk(str(folder))
-            rows = rows[source.split] if isinstance(rows, datasets.DatasetDict) else rows
         else:
             rows = datasets.load_dataset(str(folder) if folder.exists() else source.path, split=source.split)
     except Exception as error:  # the library raises its own, its file systems' and the hub's
         raise RequestError(f"The dataset {source.path} cannot be opened: {_one_line(error)}") from error
+    if isinstance(rows, datasets.DatasetDict):
+        if source.split not in rows:
+            raise RequestError(
+                f"The dataset {source.path} has no split {source.split!r}; it has {', '.join(rows)}."
+            )
+        rows = rows[source.split]
     wanted = [column for column in (source.picture, source.text, source.source) if column]
     if missing := [column for column in wanted if column not in rows.column_names]:
         raise RequestError(
