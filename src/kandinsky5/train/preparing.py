@@ -5,7 +5,6 @@ to know steps and files of results.
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,6 @@ from kandinsky5.train.tuning.holders import ReplicatedWeights, ShardedWeights, W
 from kandinsky5.train.tuning.learning import learning_parameters, pack_base
 from kandinsky5.train.tuning.passes import recomputed
 from kandinsky5.train.tuning.sharding import make_mesh, shard
-
-logger = logging.getLogger(__name__)
 
 FLAWS_FILE: Final = "left-out.jsonl"
 
