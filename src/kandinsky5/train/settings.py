@@ -25,7 +25,6 @@ PACKED_BASES: Final = ("fp8", "int8", "nf4")
 BASES: Final = ("bf16", "fp32", *PACKED_BASES)
 TIME_DENSITIES: Final = {"logit-normal": 0.0, "mixed": 0.5, "uniform": 1.0}
 """Names of timestep densities, and the share of uniform times in each; the others are logit-normal."""
-LARGEST_SEED: Final = 2**32 - 1
 FILES_OF_SOURCES: Final = {
     *("path", "kind", "split", "picture", "text", "source", "begin_from", "reading", "workers", "compiled")
 }
@@ -262,11 +261,13 @@ class RunSettings:
     save_every: int = setting(250, "Steps between checkpoints, of which a kill loses at most so many.")
     keep: int = setting(2, "Checkpoints kept.")
     replicas: int = setting(1, "Full tuning with torchrun: groups that each hold all weights (HSDP).")
-    max_seconds: float = setting(0.0, "Pause after so long, with a checkpoint to go on from; 0: never.")
+    max_seconds: float = setting(
+        0.0, "Pause so long after the first step began, with a checkpoint; 0: never."
+    )
     stop_at: int = setting(0, "Pause after this step, likewise; 0: never.")
 
     def __post_init__(self) -> None:
-        within("run.seed", self.seed, 0, LARGEST_SEED)
+        within("run.seed", self.seed, 0, 2**32 - 1)
         within("run.max_seconds", self.max_seconds, 0)
         within("run.stop_at", self.stop_at, 0)
         for name in ("steps", "batch", "micro_batch", "save_every", "keep", "replicas"):
