@@ -330,6 +330,14 @@ def test_a_damaged_checkpoint_is_said_as_it_is(trained: Run, tmp_path: Path) -> 
         trained(run__steps=4)
 
 
+def test_what_a_run_draws_is_not_among_its_pictures(trained: Run, tmp_path: Path) -> None:
+    changes = {"output": "pictures/run", "watch__prompts": ["a star"] * 3, "watch__steps": 1, "run__steps": 2}
+    for _ in range(2):
+        trained(**changes)
+    assert (tmp_path / "pictures" / "run" / "pictures" / "step-0000002-3.png").is_file()
+    assert (tmp_path / "pictures" / "run" / "left-out.jsonl").read_text() == ""
+
+
 def test_what_takes_long_or_does_nothing_is_told(
     trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

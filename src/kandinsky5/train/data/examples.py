@@ -8,6 +8,7 @@ edit: `source`, `instruction` (or `instructions`) and `target`. It refuses to kn
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ PICTURES: Final = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", "
 METADATA: Final = "metadata.jsonl"
 OTHER_METADATA: Final = ("metadata.csv", "metadata.parquet")
 """Which the library `datasets` reads."""
+
+DRAWN_BY_A_RUN: Final = re.compile(r"step-\d{7}-\d+\.png")
+"""Pictures that runs draw of what they watch, perhaps into a folder below this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,8 @@ def folder_examples(folder: Path, share: float = 1.0) -> Iterator[Example | Flaw
     for file in files:
         name = str(file.relative_to(folder))
         texts, reason = _captions_beside(file)
+        if reason and DRAWN_BY_A_RUN.fullmatch(file.name):
+            continue
         if reason:
             yield Flaw(name=name, reason=reason)
         else:
