@@ -330,6 +330,17 @@ def test_a_damaged_checkpoint_is_said_as_it_is(trained: Run, tmp_path: Path) -> 
         trained(run__steps=4)
 
 
+def test_a_folder_whose_encoders_alone_are_packed_teaches_and_a_packed_network_does_not(
+    trained: Run, tmp_path: Path, saved_folder: str
+) -> None:
+    for name, plain in (("text", "--network"), ("network", "--encoder")):
+        assert command_line(["quantize", saved_folder, str(tmp_path / name), plain, "bf16", "-q"]) == 0
+    trained(model=str(tmp_path / "text"), run__steps=1)
+    assert weights(tmp_path / "training")
+    with pytest.raises(RequestError, match=r"is packed already.*model\.base packs that"):
+        trained(model=str(tmp_path / "network"), output="other")
+
+
 def test_what_a_run_draws_is_not_among_its_pictures(trained: Run, tmp_path: Path) -> None:
     changes = {"output": "pictures/run", "watch__prompts": ["a star"] * 3, "watch__steps": 1, "run__steps": 2}
     for _ in range(2):

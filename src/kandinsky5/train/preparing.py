@@ -77,7 +77,7 @@ def load_model(settings: TrainingSettings, say: Callable[[str], None]) -> Model:
     """The pipelines, on the CPU: parts go to the device when they are needed.
 
     Raises:
-        RequestError, CheckpointError, CapacityError: as `loading.load_pipeline`.
+        RequestError, CheckpointError, CapacityError: as `loading.load_pipeline`, and for a network that is packed.
     """
     device, dtype = place_of(settings)
     task: Task = "editing" if settings.model.task == "editing" else "text-to-image"
@@ -91,6 +91,11 @@ def load_model(settings: TrainingSettings, say: Callable[[str], None]) -> Model:
     editing = loaded if isinstance(loaded, Kandinsky5I2IPipeline) else None
     drawing = loaded if editing is None else Kandinsky5T2IPipeline.from_pipe(editing)
     assert isinstance(drawing, Kandinsky5T2IPipeline)
+    if getattr(drawing.transformer, "hf_quantizer", None) is not None:
+        raise RequestError(
+            f"The network of model.name = {settings.model.name!r} is packed already. Train on the model that it "
+            "was made from; model.base packs that for training, and an adapter of it fits both."
+        )
     for pipeline in (loaded, drawing):
         pipeline.set_progress_bar_config(disable=True)
     for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
