@@ -271,6 +271,15 @@ def test_the_command_line_says_so(
     assert error.startswith("kandinsky5: Up to step") and "Lower optimiser.rate" in error
 
 
+def test_an_initial_file_is_written_where_that_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line(["train", "init", str(tmp_path / "a.toml")]) == 0
+    assert command_line(["train", "init", str(tmp_path / "a.toml")]) == ExitCode.REQUEST
+    assert command_line(["train", "init", str(tmp_path / "none" / "a.toml")]) == ExitCode.REQUEST
+    assert "a.toml cannot be written: No such file" in capsys.readouterr().err
+
+
 def test_a_packing_that_no_layer_takes() -> None:
     config = config_of("t2i") | {"model_dim": 48, "ff_dim": 80, "axes_dims": (4, 6, 6)}
     network = Kandinsky5Transformer3DModel(**config)
