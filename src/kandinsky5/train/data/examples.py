@@ -107,7 +107,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _is_picture(path: Path) -> bool:
-    """By its name; what is hidden, or beside which macOS packs its own (`._a.png`), is none."""
+    """By its name; hidden files, such as those that macOS leaves (`._a.png`), are none."""
     return path.suffix.lower() in PICTURES and not any(part.startswith(".") for part in path.parts)
 
 
