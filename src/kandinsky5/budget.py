@@ -10,7 +10,7 @@ from typing import Final, Self
 from kandinsky5.errors import RequestError
 
 UNITS: Final = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)")
+AMOUNT: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-zA-Z]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ def _amount(text: str) -> int | None:
     if text.strip().lower() == "auto":
         return None
     match = AMOUNT.fullmatch(text.strip())
-    unit = UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
+    size = round(float(match[1]) * UNITS.get(match[2].upper(), 0)) if match else 0
+    if not size:
         raise RequestError(
             f"memory={text!r} is no amount: say 8GB, 7.5GB, 6GiB, 800MB, or auto; 8GB:16GB also bounds the host."
         )
-    return round(float(match[1]) * unit)
+    return size

@@ -86,7 +86,7 @@ class Provenance:
             )
         except RequestError as error:
             raise RequestError(f"its request is not one this version can read: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise RequestError(f"its kandinsky5 metadata is damaged ({error!r:.80})") from error
 
     def words(self) -> str:

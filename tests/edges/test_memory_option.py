@@ -31,7 +31,21 @@ def test_the_host_has_a_bound_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "words", ["8GB:", ":8GB", "8GB:4GB:2GB", "", "8", "eight GB", "-4GB", "0GB", "8TBB", "8GB 2"]
+    "words",
+    [
+        "8GB:",
+        ":8GB",
+        "8GB:4GB:2GB",
+        "",
+        "8",
+        "eight GB",
+        "-4GB",
+        "0GB",
+        "8TBB",
+        "8GB 2",
+        "0.0000001MB",
+        f"{'9' * 400}GB",
+    ],
 )
 def test_what_is_no_amount(words):
     with pytest.raises(RequestError, match="no amount: say 8GB"):

@@ -71,6 +71,11 @@ def test_a_picture_without_a_request_says_so(tmp_path: Path) -> None:
         ("{", "damaged"),
         ("[]", "damaged"),
         ("{}", "damaged"),
+        ("[" * 100_000, "damaged"),
+        (
+            f'{{"request": {{"prompt": "a"}}, "model": "m", "seconds": {"1" * 400}, "software": {{}}}}',
+            "damaged",
+        ),
         (
             '{"request": {"prompt": "a", "new": 1}, "model": "m", "seconds": 1, "software": {}}',
             "Unknown request field new",

@@ -91,6 +91,51 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         list(folder_examples(tmp_path))
 
 
+def test_texts_as_editors_of_every_system_write_them(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "a", count=2)
+    (tmp_path / "a" / "0.txt").write_bytes("\ufeffa red circle\r\n\r\nin\u2028two\r\n".encode())
+    (tmp_path / "a" / "._1.png").write_bytes(b"of macOS")
+    examples, flaws = read(tmp_path / "a")
+    assert [e.texts for e in examples] == [("a red circle", "in\u2028two"), ("blue square and",)]
+    assert not flaws
+    lines = [{"file_name": f"{n}.png", "text": "next\u2028line"} for n in range(2)]
+    written = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "a" / "metadata.jsonl").write_bytes(written.encode("utf-8-sig"))
+    examples, flaws = read(tmp_path / "a")
+    assert [e.texts for e in examples] == [("next\u2028line",)] * 2 and not flaws
+
+
+def test_metadata_of_another_format_is_for_the_library_that_reads_it(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    folder = tmp_path / "listed"
+    write_pictures(folder, count=2)
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,zero\n1.png,one\n")
+    assert len(read(folder)[0]) == 2, "there are captions beside them"
+    for caption in folder.glob("*.txt"):
+        caption.unlink()
+    with pytest.raises(RequestError, match=r'metadata\.csv, which data\.sources\.kind = "datasets" reads'):
+        list(folder_examples(folder))
+    examples = list(examples_of(SourceSettings(path="listed", kind="datasets"), tmp_path))
+    assert [e.texts for e in examples if isinstance(e, Example)] == [("zero",), ("one",)]
+
+
+def test_a_dataset_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"image": [1], "text": ["a"]}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(RequestError, match="column 'image' of the dataset set holds no pictures"):
+        list(examples_of(SourceSettings(path="set", kind="datasets"), tmp_path))
+    both = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"image": [1], "text": ["a"]})})
+    both.save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(RequestError, match="no split 'test'; it has train"):
+        list(examples_of(SourceSettings(path="both", kind="datasets", split="test"), tmp_path))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.jsonl").write_text('{"image": 1}\n{"image": ')
+    with pytest.raises(RequestError, match=r"broken cannot be opened: .*; .*JSON"):
+        list(examples_of(SourceSettings(path="broken", kind="datasets"), tmp_path))
+
+
 def test_hugging_face_datasets(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     pictures = [picture(64, 64, seed=i) for i in range(3)]
@@ -118,6 +163,11 @@ def test_web_dataset_shards(tmp_path: Path) -> None:
         "1.target.png": buffer.getvalue(),
         "1.json": json.dumps({"instruction": "blue"}).encode(),
         "2.txt": b"no picture",
+        "3.png": buffer.getvalue(),
+        "3.json": b'{"caption": "red"}',
+        "4.png": buffer.getvalue(),
+        "5.png": buffer.getvalue(),
+        "5.json": b"[]",
     }
     for number in range(2):
         with tarfile.open(tmp_path / f"shard-{number}.tar", "w") as shard:
@@ -128,9 +178,17 @@ def test_web_dataset_shards(tmp_path: Path) -> None:
     source = SourceSettings(path="shard-{0..1}.tar", kind="webdataset", repeats=2, weight=0.25)
     found = list(examples_of(source, tmp_path))
     examples = [e for e in found if isinstance(e, Example)]
-    assert [e.texts for e in examples] == [("a", "b"), ("blue",)] * 2
-    assert [e.share for e in examples] == [0.5] * 4
-    assert [f.reason for f in found if isinstance(f, Flaw)] == ["has 0 pictures and 0 sources"] * 2
+    assert [e.texts for e in examples] == [("a", "b"), ("blue",), ("red",)] * 2
+    assert [e.share for e in examples] == [0.5] * 6
+    assert [f.reason for f in found if isinstance(f, Flaw)][:3] == [
+        "has 0 pictures and 0 sources",
+        "has neither 04.txt nor 04.json",
+        "is no JSON object",
+    ]
+    whole = (tmp_path / "shard-0.tar").read_bytes()
+    (tmp_path / "shard-0.tar").write_bytes(whole[: whole.index(b"1.source.png") + 600])
+    with pytest.raises(RequestError, match=r"shards shard-0\.tar cannot be read"):
+        list(examples_of(SourceSettings(path="shard-0.tar", kind="webdataset"), tmp_path))
 
 
 def test_a_source_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

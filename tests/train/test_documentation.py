@@ -84,6 +84,7 @@ def test_the_walk_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_walk_teaches_the_embedded_model_a_new_shape(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
 ) -> None:

@@ -1,5 +1,6 @@
 """Every weight learns: looking at a run does not change it, and it goes on where it stopped, whatever steps it."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,10 @@ def test_masters_are_plain_tensors_that_share_the_network_s_memory() -> None:
             assert parameter.to_local().data_ptr() == weights.masters[name].data_ptr(), name
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_run_warns_of_nothing_that_its_user_can_mend(trained: Run) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        trained(tuning__kind="full", run__steps=2)
+    assert not [warning for warning in told if "FSDP2" in str(warning.message)]

@@ -75,7 +75,6 @@ def test_the_order_is_a_function_of_seed_and_number() -> None:
     forwards = [a[index] for index in range(30)]
     assert [b[index] for index in reversed(range(30))] == forwards[::-1]
     assert [Order(rows, 2, seed=2, editing_share=0.5)[index] for index in range(30)] != forwards
-    assert a.epoch_of(0) == 0 and a.epoch_of(4) == 1.0 and a.epoch_of(6) == 1.5
 
 
 def test_rows_are_held_back_by_their_own_hashes() -> None:

@@ -90,9 +90,10 @@ def test_settings_survive_their_own_file(tmp_path: Path) -> None:
         'tuning.targets=["to_query"]',
         "optimiser.betas=[0.5, 0.75]",
         'watch.trigger=a "quoted" word',
+        "watch.prompts=['красный круг \U0001f642']",
         "run.ema=0.9999",
     )
-    assert read(tmp_path, as_toml(settings)) == settings
+    assert read(tmp_path, as_toml(settings)) == settings and "красный круг" in as_toml(settings)
     assert [source.path for source in settings.data.sources] == ["a", "b"]
     assert settings.watch.trigger == 'a "quoted" word'
 
@@ -103,7 +104,7 @@ def test_a_source_that_is_drawn_has_settings_of_its_own(tmp_path: Path) -> None:
     assert read(tmp_path, as_toml(settings)) == settings
     (source,) = settings.recipe()["data"]["sources"]
     left_out = {field.name for field in dataclasses.fields(DrawnSettings)} - source.keys()
-    assert left_out == {"begin_from", "reading", "workers", "compiled"}, (
+    assert left_out == {"kind", "begin_from", "reading", "workers", "compiled"}, (
         "files are told apart by what they hold"
     )
     assert "name" not in settings.recipe()["model"]
@@ -123,6 +124,8 @@ def test_changes_of_the_command_line(tmp_path: Path) -> None:
     [
         ("[run]\nstep = 3", "run.seed=1", r"run\.step is no setting; did you mean steps\?"),
         ("[runs]", "run.seed=1", r"runs is no setting; did you mean run\?"),
+        ("cache = 'a'", "run.seed=1", r"cache is no setting; did you mean data\.cache\?"),
+        ("", "run.name=adamw", r"did you mean model\.name or optimiser\.name\?"),
         ("", "run.steps=many", r"run\.steps must be a whole number, not 'many'"),
         ("", "run.steps=true", r"run\.steps must be a whole number"),
         ("", "run.steps", "not key=value"),
@@ -139,6 +142,16 @@ def test_changes_of_the_command_line(tmp_path: Path) -> None:
         ('[model]\nbase = "nf4"', "tuning.kind=lokr", 'beside model.base = "nf4"'),
         ("", "tuning.alpha=0", r"tuning\.alpha = 0 must be above 0"),
         ("", "optimiser.rate=0", r"optimiser\.rate = 0 must be above 0"),
+        ("", "optimiser.clip=inf", r"optimiser\.clip = inf must be above 0, and finite"),
+        ("", "optimiser.betas=[0.9, 1.5]", r"optimiser\.betas = 1\.5 must be from 0 to 0\.999999"),
+        ("", "optimiser.weight_decay=-1", r"optimiser\.weight_decay = -1\.0 must be from 0 up"),
+        ("", "optimiser.weight_decay=nan", "must be from 0 up"),
+        ("", "optimiser.warmup=-1", r"optimiser\.warmup = -1 must be from 0 up"),
+        ("", "run.seed=-1", r"run\.seed = -1 must be from 0 to 4294967295"),
+        ("", "run.max_seconds=inf", "must be from 0 up"),
+        ("", "watch.guidance=nan", r"watch\.guidance = nan must be from 0 up"),
+        ("[tuning]\ndropout = 0.1", "tuning.kind=lokr", "a LoKr has no inputs of its own to drop"),
+        ("", "run.replicas=2", "every process holds an adapter whole"),
         ("", "data.sources.weight=0", "nothing to learn from"),
         ("", "optimiser.name=muon", r'inside blocks, which an adapter.*tuning\.kind = "full"'),
         (DRAWN, "data.sources.weight=2", r"data\.sources\.weight is no setting; did you mean map_weight"),
@@ -165,6 +178,11 @@ def test_mistakes_are_named(text: str, change: str, message: str, tmp_path: Path
         read(tmp_path, text, change)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[run]\nsteps = 7", encoding="utf-8-sig")
+    assert read_settings(tmp_path / "a.toml").run.steps == 7
+
+
 def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="kandinsky5 train init"):
         read_settings(tmp_path / "none.toml")
@@ -183,6 +201,7 @@ def test_what_decides_the_result_is_in_the_recipe() -> None:
         *(
             "model.device",
             "data.cache",
+            "data.bad_limit",
             "run.checkpointing",
             "run.compile",
             "run.graphs",

@@ -3,13 +3,16 @@
 import errno
 import json
 import multiprocessing
+import re
+import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kandinsky5.cli.app import ExitCode
 from kandinsky5.cli.app import run as command_line
@@ -17,7 +20,10 @@ from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.lora import read_lora
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.train import preparing
 from kandinsky5.train.log import validation_figures
+from kandinsky5.train.results import write_card
+from kandinsky5.train.tuning import lesson as tuning_lesson
 from kandinsky5.train.tuning.learning import pack_base
 from tests.model.tiny import config_of
 
@@ -265,6 +271,15 @@ def test_the_command_line_says_so(
     assert error.startswith("kandinsky5: Up to step") and "Lower optimiser.rate" in error
 
 
+def test_an_initial_file_is_written_where_that_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line(["train", "init", str(tmp_path / "a.toml")]) == 0
+    assert command_line(["train", "init", str(tmp_path / "a.toml")]) == ExitCode.REQUEST
+    assert command_line(["train", "init", str(tmp_path / "none" / "a.toml")]) == ExitCode.REQUEST
+    assert "a.toml cannot be written: No such file" in capsys.readouterr().err
+
+
 def test_a_packing_that_no_layer_takes() -> None:
     config = config_of("t2i") | {"model_dim": 48, "ff_dim": 80, "axes_dims": (4, 6, 6)}
     network = Kandinsky5Transformer3DModel(**config)
@@ -278,3 +293,86 @@ def test_a_card_says_who_loads_a_lokr(trained: Run, tmp_path: Path) -> None:
     trained(tuning__kind="lokr", run__steps=1)
     card = (tmp_path / "training" / "README.md").read_text()
     assert "diffusers itself does not load a LoKr" in card
+
+
+def test_a_card_s_command_is_one_for_a_shell(tmp_path: Path) -> None:
+    prompt, folder = "красный $HOME's `круг`", tmp_path / "crescents"
+    folder.mkdir()
+    for task, words in (
+        ("text-to-image", ["generate", prompt]),
+        ("editing", ["edit", "picture.png", "ohwx"]),
+    ):
+        changes = {"watch__prompts": [prompt], "watch__trigger": "ohwx", "model__task": task}
+        settings = small_settings(tmp_path, "embedded", **changes)
+        card = write_card(folder, settings, 1, {}, []).read_text(encoding="utf-8")
+        (command,) = (line for line in card.splitlines() if line.startswith("kandinsky5 "))
+        options = ["--model", "embedded", "--lora", "crescents", "-o", "result.png"]
+        assert shlex.split(command) == ["kandinsky5", *words, *options]
+
+
+def test_a_folder_that_is_missing_is_said_before_a_model_is_loaded(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="gone is not a folder of pictures"):
+        trained(model=str(tmp_path / "no-model"), sources=["gone"])
+
+
+def test_a_run_is_not_continued_on_other_weights(trained: Run, tmp_path: Path, saved_folder: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(saved_folder, model)
+    trained(model=str(model), run__steps=4, run__stop_at=2)
+    file = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value + 0.01 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(RequestError, match=r"other settings \(the model's weights\)"):
+        trained(model=str(model), run__steps=4)
+
+
+def test_a_run_goes_on_where_its_pictures_have_moved(trained: Run, tmp_path: Path) -> None:
+    trained(run__steps=4, run__stop_at=2)
+    (tmp_path / "pictures").rename(tmp_path / "moved")
+    told = trained(run__steps=4, sources=["moved"], data__bad_limit=0.5)
+    assert any("continuing after step 2" in line for line in told.said)
+
+
+def test_a_damaged_checkpoint_is_said_as_it_is(trained: Run, tmp_path: Path) -> None:
+    trained(run__steps=4, run__stop_at=2)
+    (tmp_path / "training" / "checkpoints" / "step-0000002" / "values.json").write_text("")
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(tmp_path))}.*values\.json is not JSON"):
+        trained(run__steps=4)
+
+
+def test_a_folder_whose_encoders_alone_are_packed_teaches_and_a_packed_network_does_not(
+    trained: Run, tmp_path: Path, saved_folder: str
+) -> None:
+    for name, plain in (("text", "--network"), ("network", "--encoder")):
+        assert command_line(["quantize", saved_folder, str(tmp_path / name), plain, "bf16", "-q"]) == 0
+    trained(model=str(tmp_path / "text"), run__steps=1)
+    assert weights(tmp_path / "training")
+    with pytest.raises(RequestError, match=r"is packed already.*model\.base packs that"):
+        trained(model=str(tmp_path / "network"), output="other")
+
+
+def test_what_a_run_draws_is_not_among_its_pictures(trained: Run, tmp_path: Path) -> None:
+    changes = {"output": "pictures/run", "watch__prompts": ["a star"] * 3, "watch__steps": 1, "run__steps": 2}
+    for _ in range(2):
+        trained(**changes)
+    assert (tmp_path / "pictures" / "run" / "pictures" / "step-0000002-3.png").is_file()
+    assert (tmp_path / "pictures" / "run" / "left-out.jsonl").read_text() == ""
+
+
+def test_what_takes_long_or_does_nothing_is_told(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "TOLD_EVERY", -1.0)
+    told = trained(run__steps=1, data__validation_share=0.0001)
+    assert "6 pictures encoded so far" in told.said
+    assert any("holds none back" in line for line in told.said)
+
+
+def test_a_disk_that_is_full_for_anything_else_is_said_too(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tuning_lesson, "save_pictures", refuse)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        trained(watch__prompts=["a star"], watch__steps=1)

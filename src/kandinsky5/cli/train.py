@@ -94,7 +94,10 @@ def _write_initial(path: Path, overwrite: bool) -> None:
 
     if path.exists() and not overwrite:
         raise RequestError(f"{path} is there already; name another file, or say --overwrite.")
-    path.write_text(initial_file(), encoding="utf-8")
+    try:
+        path.write_text(initial_file(), encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror}.") from error
     typer.echo(str(path))
 
 

@@ -45,16 +45,12 @@ class Log:
         if not due:
             return None
         self._write(step)
-        scalars = {name: float(value) for name, value in numbers.items() if value.ndim == 0}
-        for events in self._events:
-            events.scalars(step, scalars)
-        return scalars["loss"]
+        return float(numbers["loss"])
 
     def note(self, step: int, numbers: Mapping[str, float]) -> None:
         """Write numbers of their own."""
         self._append({"step": step, **numbers})
-        for events in self._events:
-            events.scalars(step, numbers)
+        self._draw(step, numbers)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -88,9 +84,15 @@ class Log:
             line["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         line |= averages
         self._append(line)
+        self._draw(step, {name: value for name, value in line.items() if not isinstance(value, list)})
         shown = " ".join(f"{name} {_short(value)}" for name, value in line.items() if name != "step")
         logger.info("step %d/%d %s", step, run.steps, shown)
         self._began, self._sums, self._count = now, {}, 0
+
+    def _draw(self, step: int, numbers: Mapping[str, float]) -> None:
+        """The same for those who draw curves."""
+        for events in self._events:
+            events.scalars(step, {name: value for name, value in numbers.items() if name != "step"})
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:

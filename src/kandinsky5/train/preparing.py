@@ -5,8 +5,8 @@ to know steps and files of results.
 """
 
 import json
-import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,9 +34,10 @@ from kandinsky5.train.tuning.learning import learning_parameters, pack_base
 from kandinsky5.train.tuning.passes import recomputed
 from kandinsky5.train.tuning.sharding import make_mesh, shard
 
-logger = logging.getLogger(__name__)
-
 FLAWS_FILE: Final = "left-out.jsonl"
+
+TOLD_EVERY: Final = 30.0
+"""Seconds of encoding between remarks."""
 
 ENCODING_ROOM: Final = 1.15
 """Memory for encoding, in that of the encoders' weights."""
@@ -76,7 +77,7 @@ def load_model(settings: TrainingSettings, say: Callable[[str], None]) -> Model:
     """The pipelines, on the CPU: parts go to the device when they are needed.
 
     Raises:
-        RequestError, CheckpointError, CapacityError: as `loading.load_pipeline`.
+        RequestError, CheckpointError, CapacityError: as `loading.load_pipeline`, and for a network that is packed.
     """
     device, dtype = place_of(settings)
     task: Task = "editing" if settings.model.task == "editing" else "text-to-image"
@@ -90,6 +91,11 @@ def load_model(settings: TrainingSettings, say: Callable[[str], None]) -> Model:
     editing = loaded if isinstance(loaded, Kandinsky5I2IPipeline) else None
     drawing = loaded if editing is None else Kandinsky5T2IPipeline.from_pipe(editing)
     assert isinstance(drawing, Kandinsky5T2IPipeline)
+    if getattr(drawing.transformer, "hf_quantizer", None) is not None:
+        raise RequestError(
+            f"The network of model.name = {settings.model.name!r} is packed already. Train on the model that it "
+            "was made from; model.base packs that for training, and an adapter of it fits both."
+        )
     for pipeline in (loaded, drawing):
         pipeline.set_progress_bar_config(disable=True)
     for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
@@ -126,11 +132,7 @@ def prepare_data(
     for part in encoders:
         part.to(place)
     try:
-        mine = [
-            (number, encoder.encode(example) if isinstance(example, Example) else example)
-            for number, example in enumerate(_all_examples(settings, base))
-            if number % replicas.count == replicas.rank
-        ]
+        mine = _encode_share(encoder, _all_examples(settings, base), replicas, say)
         prompts = [encoder.text(text) for text in (*settings.watch.prompts, "")]
     finally:
         for part in encoders:
@@ -148,6 +150,8 @@ def prepare_data(
         raise RequestError("data.validation_share holds every picture back; there are too few of them.")
     if not any(row.share for row in rows):
         raise RequestError("data.sources: what is left to learn from has weight = 0.")
+    if settings.data.validation_share and not back:
+        say(f"data.validation_share = {settings.data.validation_share:g} holds none back: too few pictures")
     say(f"{len(rows)} pictures to learn from" + (f", {len(back)} held back" if back else ""))
     return Data(rows=rows, held_back=back, prompts=prompts, flaws=flaws, cache=cache)
 
@@ -207,6 +211,21 @@ def _encoding_place(
         f"the text encoders need {needed / 1e9:.1f} GB and {device} has {free / 1e9:.1f}: encoding on the CPU"
     )
     return torch.device("cpu")
+
+
+def _encode_share(
+    encoder: Encoder, examples: Iterable[Example | Flaw], replicas: Replicas, say: Callable[[str], None]
+) -> list[tuple[int, Learnable | Flaw]]:
+    """This process's share of the examples, encoded, by their numbers; now and then is told how far it is."""
+    mine: list[tuple[int, Learnable | Flaw]] = []
+    told = time.monotonic()
+    for number, example in enumerate(examples):
+        if number % replicas.count == replicas.rank:
+            mine.append((number, encoder.encode(example) if isinstance(example, Example) else example))
+        if time.monotonic() - told > TOLD_EVERY:
+            say(f"{number + 1} pictures encoded so far")
+            told = time.monotonic()
+    return mine
 
 
 def _all_examples(settings: TrainingSettings, base: Path) -> Any:

@@ -5,6 +5,7 @@ know how the weights came about.
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -72,11 +73,8 @@ def write_card(
     folder: Path, settings: TrainingSettings, step: int, numbers: Mapping[str, Any], pictures: Sequence[Path]
 ) -> Path:
     """A model card: what it is, how to use it, its pictures, and the settings it was made with."""
-    adapter = settings.tuning.kind != "full"
+    adapter, name = settings.tuning.kind != "full", folder.resolve().name
     trigger = f"\n\nSay `{settings.watch.trigger}` to call it up." if settings.watch.trigger else ""
-    prompt = settings.watch.prompts[0] if settings.watch.prompts else settings.watch.trigger or "a picture"
-    model = settings.model.name if adapter else f"{folder.name}/{MODEL_FOLDER}"
-    option = f" --lora {folder.name}" if adapter else ""
     kind = f"{settings.tuning.kind} of rank {settings.tuning.rank}" if adapter else "full fine-tuning"
     drawn = "\n\n".join(
         f"![{text}]({path.relative_to(folder).as_posix()})\n\n{text}"
@@ -89,12 +87,12 @@ def write_card(
 {header}
 ---
 
-# {folder.resolve().name}
+# {name}
 
 A {kind} on {settings.model.name}, {step} steps, made by kandinsky5 {__version__}.{trigger}
 
 ```sh
-kandinsky5 generate {json.dumps(prompt)} --model {model}{option} -o picture.png
+{_command(settings, name)}
 ```{loaders}
 
 {drawn}
@@ -110,3 +108,14 @@ kandinsky5 generate {json.dumps(prompt)} --model {model}{option} -o picture.png
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def _command(settings: TrainingSettings, name: str) -> str:
+    """What draws or edits with the result in the folder of this name, beside that folder."""
+    watch, adapter = settings.watch, settings.tuning.kind != "full"
+    task = ["generate", watch.prompts[0] if watch.prompts else watch.trigger or "a picture"]
+    if settings.model.task == "editing":
+        task = ["edit", "picture.png", watch.trigger or "an instruction"]
+    model = settings.model.name if adapter else f"{name}/{MODEL_FOLDER}"
+    option = ["--lora", name] if adapter else []
+    return shlex.join(["kandinsky5", *task, "--model", model, *option, "-o", "result.png"])

@@ -5,7 +5,6 @@ In: values by name. Out: settings that make sense together, or a RequestError. H
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Final
 
 from kandinsky5.errors import RequestError
 from kandinsky5.geometry import FIT_KINDS, check_size, parse_size
+from kandinsky5.train.bounds import one_of, positive, within
 from kandinsky5.train.optimisers import OPTIMISERS
 
 STORED: Final = ("folder", "datasets", "webdataset")
@@ -25,6 +25,10 @@ PACKED_BASES: Final = ("fp8", "int8", "nf4")
 BASES: Final = ("bf16", "fp32", *PACKED_BASES)
 TIME_DENSITIES: Final = {"logit-normal": 0.0, "mixed": 0.5, "uniform": 1.0}
 """Names of timestep densities, and the share of uniform times in each; the others are logit-normal."""
+FILES_OF_SOURCES: Final = {
+    *("path", "kind", "split", "picture", "text", "source", "begin_from", "reading", "workers", "compiled")
+}
+"""Settings of sources that say where files are, or who reads them."""
 TASKS: Final = ("text-to-image", "editing")
 NATIVE: Final = "native"
 
@@ -32,21 +36,6 @@ NATIVE: Final = "native"
 def setting(default: Any, says: str) -> Any:
     """A field with the sentence that `kandinsky5 train init` writes above it."""
     return field(default=default, metadata={"says": says})
-
-
-def _one_of(name: str, value: object, choices: Any) -> None:
-    if value not in choices:
-        raise RequestError(f"{name} = {value!r} is not one of {', '.join(choices)}.")
-
-
-def _within(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high:
-        raise RequestError(f"{name} = {value:g} must be from {low:g} to {high:g}.".replace(" to inf", " up"))
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise RequestError(f"{name} = {value:g} must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +52,8 @@ class ModelSettings:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1.")
 
     def __post_init__(self) -> None:
-        _one_of("model.task", self.task, TASKS)
-        _one_of("model.base", self.base, BASES)
+        one_of("model.task", self.task, TASKS)
+        one_of("model.base", self.base, BASES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +77,9 @@ class SourceSettings:
     source: str = setting("", "Column of a dataset that holds the picture an edit starts from.")
 
     def __post_init__(self) -> None:
-        _one_of("data.sources.kind", self.kind, SOURCE_KINDS)
-        _within("data.sources.repeats", self.repeats, 1)
-        _within("data.sources.weight", self.weight, 0)
+        one_of("data.sources.kind", self.kind, SOURCE_KINDS)
+        within("data.sources.repeats", self.repeats, 1)
+        within("data.sources.weight", self.weight, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +104,13 @@ class DrawnSettings:
     )
 
     def __post_init__(self) -> None:
-        _one_of("data.sources.architecture", self.architecture, ARCHITECTURES)
-        _within("data.sources.draws", self.draws, 1)
-        _within("data.sources.place_weight", self.place_weight, 0)
-        _within("data.sources.map_weight", self.map_weight, 0)
-        _within("data.sources.workers", self.workers, -1)
+        one_of("data.sources.architecture", self.architecture, ARCHITECTURES)
+        within("data.sources.draws", self.draws, 1)
+        within("data.sources.place_weight", self.place_weight, 0)
+        within("data.sources.map_weight", self.map_weight, 0)
+        within("data.sources.workers", self.workers, -1)
         for part in self.compiled:
-            _one_of("data.sources.compiled", part, COMPILED_PARTS)
+            one_of("data.sources.compiled", part, COMPILED_PARTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +140,11 @@ class DataSettings:
         for size in self.sizes:
             if size != NATIVE:
                 check_size(*parse_size(size))
-        _one_of("data.fit", self.fit, FIT_KINDS)
-        _within("data.bad_limit", self.bad_limit, 0, 1)
-        _within("data.validation_share", self.validation_share, 0, 0.5)
-        _within("data.max_tokens", self.max_tokens, 1, 1024)
-        _within("data.max_edit_tokens", self.max_edit_tokens, 1, 1024)
+        one_of("data.fit", self.fit, FIT_KINDS)
+        within("data.bad_limit", self.bad_limit, 0, 1)
+        within("data.validation_share", self.validation_share, 0, 0.5)
+        within("data.max_tokens", self.max_tokens, 1, 1024)
+        within("data.max_edit_tokens", self.max_edit_tokens, 1, 1024)
         if not self.sources:
             raise RequestError("data.sources is empty; name a folder of pictures.")
         if self.drawn is None and not any(source.weight for source in self.stored):
@@ -188,10 +177,10 @@ class ObjectiveSettings:
     editing_share: float = setting(0.8, "Share of edits where sources hold edits and captioned pictures.")
 
     def __post_init__(self) -> None:
-        _one_of("objective.times", self.times, TIME_DENSITIES)
-        _within("objective.shift", self.shift, 0.01, 100)
-        _within("objective.unconditional", self.unconditional, 0, 1)
-        _within("objective.editing_share", self.editing_share, 0, 1)
+        one_of("objective.times", self.times, TIME_DENSITIES)
+        within("objective.shift", self.shift, 0.01, 100)
+        within("objective.unconditional", self.unconditional, 0, 1)
+        within("objective.editing_share", self.editing_share, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,15 +199,19 @@ class TuningSettings:
         ),
         "Layers of each block that get an adapter, by the ends of their names.",
     )
-    dropout: float = setting(0.0, "Of an adapter's inputs.")
+    dropout: float = setting(0.0, "Of the inputs of a LoRA or DoRA.")
 
     def __post_init__(self) -> None:
-        _one_of("tuning.kind", self.kind, TUNING_KINDS)
-        _within("tuning.rank", self.rank, 1, 4096)
-        _positive("tuning.alpha", self.alpha)
-        _within("tuning.dropout", self.dropout, 0, 0.9)
+        one_of("tuning.kind", self.kind, TUNING_KINDS)
+        within("tuning.rank", self.rank, 1, 4096)
+        positive("tuning.alpha", self.alpha)
+        within("tuning.dropout", self.dropout, 0, 0.9)
         if not self.targets:
             raise RequestError("tuning.targets is empty; an adapter needs layers to stand at.")
+        if self.kind == "lokr" and self.dropout:
+            raise RequestError(
+                'tuning.dropout: a LoKr has no inputs of its own to drop; leave it out, or use "lora" or "dora".'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,10 +233,14 @@ class OptimiserSettings:
     clip: float = setting(1.0, "Largest norm of the gradient.")
 
     def __post_init__(self) -> None:
-        _one_of("optimiser.name", self.name, OPTIMISERS)
-        _positive("optimiser.rate", self.rate)
-        _within("optimiser.decay_share", self.decay_share, 0, 1)
-        _positive("optimiser.clip", self.clip)
+        one_of("optimiser.name", self.name, OPTIMISERS)
+        positive("optimiser.rate", self.rate)
+        for beta in self.betas:
+            within("optimiser.betas", beta, 0, 0.999999)
+        within("optimiser.weight_decay", self.weight_decay, 0)
+        within("optimiser.warmup", self.warmup, 0)
+        within("optimiser.decay_share", self.decay_share, 0, 1)
+        positive("optimiser.clip", self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,15 +261,18 @@ class RunSettings:
     save_every: int = setting(250, "Steps between checkpoints, of which a kill loses at most so many.")
     keep: int = setting(2, "Checkpoints kept.")
     replicas: int = setting(1, "Full tuning with torchrun: groups that each hold all weights (HSDP).")
-    max_seconds: float = setting(0.0, "Pause after so long, with a checkpoint to go on from; 0: never.")
+    max_seconds: float = setting(
+        0.0, "Pause so long after the first step began, with a checkpoint; 0: never."
+    )
     stop_at: int = setting(0, "Pause after this step, likewise; 0: never.")
 
     def __post_init__(self) -> None:
-        _within("run.max_seconds", self.max_seconds, 0)
-        _within("run.stop_at", self.stop_at, 0)
+        within("run.seed", self.seed, 0, 2**32 - 1)
+        within("run.max_seconds", self.max_seconds, 0)
+        within("run.stop_at", self.stop_at, 0)
         for name in ("steps", "batch", "micro_batch", "save_every", "keep", "replicas"):
-            _within(f"run.{name}", getattr(self, name), 1)
-        _within("run.ema", self.ema, 0, 0.999999)
+            within(f"run.{name}", getattr(self, name), 1)
+        within("run.ema", self.ema, 0, 0.999999)
         if self.batch % self.micro_batch:
             raise RequestError(
                 f"run.batch = {self.batch} is no multiple of run.micro_batch = {self.micro_batch}."
@@ -300,7 +300,8 @@ class WatchSettings:
 
     def __post_init__(self) -> None:
         for name in ("log_every", "pictures_every", "steps", "validation_every"):
-            _within(f"watch.{name}", getattr(self, name), 1)
+            within(f"watch.{name}", getattr(self, name), 1)
+        within("watch.guidance", self.guidance, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,6 +336,11 @@ class TrainingSettings:
         if self.tuning.kind == "full" and self.model.base in PACKED_BASES:
             raise RequestError(
                 f"model.base = {self.model.base!r} is packed and cannot learn: use bf16, or an adapter."
+            )
+        if self.tuning.kind != "full" and self.run.replicas > 1:
+            raise RequestError(
+                f"run.replicas = {self.run.replicas}: every process holds an adapter whole; leave it out, or set "
+                'tuning.kind = "full".'
             )
         if self.tuning.kind == "lokr" and self.model.base == "nf4":
             raise RequestError(
@@ -380,16 +386,15 @@ class TrainingSettings:
     def recipe(self) -> dict[str, Any]:
         """What decides the result, as JSON-able values: all but the output folder, the cache and what is watched.
 
-        Of a drawn source's files the lesson's digest tells, wherever they lie.
+        Of a source's files the lesson's digest tells, wherever they lie.
         """
         tree = dataclasses.asdict(self)
-        for name in ("output", "watch"):
-            del tree[name]
-        del tree["data"]["cache"]
+        del tree["output"], tree["watch"], tree["model"]["device"]
+        del tree["data"]["cache"], tree["data"]["bad_limit"]
         tree["run"] = self.run.recipe()
-        del tree["model"]["device"]
         if self.data.drawn is not None:
             del tree["model"]["name"]
-            for name in ("begin_from", "reading", "workers", "compiled"):
-                del tree["data"]["sources"][0][name]
+        for source in tree["data"]["sources"]:
+            for name in source.keys() & FILES_OF_SOURCES:
+                del source[name]
         return tree

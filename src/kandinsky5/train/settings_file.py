@@ -9,7 +9,7 @@ import difflib
 import json
 import tomllib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -28,7 +28,7 @@ def read_settings(path: Path, changes: Iterable[str] = ()) -> TrainingSettings:
         RequestError: a file that is missing or no TOML, a key or value that is none.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise RequestError(
             f"{path} is missing; `kandinsky5 train init {path}` writes one to start from."
@@ -37,8 +37,7 @@ def read_settings(path: Path, changes: Iterable[str] = ()) -> TrainingSettings:
         raise RequestError(f"{path} cannot be read as TOML: {error}.") from error
     for change in changes:
         _apply(tree, change)
-    settings = _build(TrainingSettings, tree, "")
-    return settings
+    return _build(TrainingSettings, tree, "")  # type: ignore[no-any-return]
 
 
 def initial_file() -> str:
@@ -102,7 +101,7 @@ def _toml(value: Any) -> str:
             if len(inner) < 90
             else "[\n" + "".join(f"    {_toml(one)},\n" for one in value) + "]"
         )
-    return json.dumps(value)  # TOML's strings, numbers and booleans are JSON's
+    return json.dumps(value, ensure_ascii=False)  # TOML's strings, numbers and booleans are JSON's
 
 
 def _apply(tree: dict[str, Any], change: str) -> None:
@@ -137,10 +136,28 @@ def _build(kind: type, tree: Any, where: str) -> Any:
     names = [field.name for field in dataclasses.fields(kind)]
     for name in tree:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}."
-            raise RequestError(f"{_key(where, name)} is no setting; {hint}")
+            raise RequestError(f"{_key(where, name)} is no setting; {_hint(name, names, where)}")
     return kind(**{name: _value(hints[name], value, _key(where, name)) for name, value in tree.items()})
+
+
+def _hint(name: str, names: Sequence[str], where: str) -> str:
+    """What a name that is none of this table's may have meant: the same in another table, or one like it here."""
+    meant = [
+        key for table, key in _keys(TrainingSettings(), "") if table != where and key.endswith(f".{name}")
+    ]
+    meant = meant or difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {' or '.join(meant)}?" if meant else f"there are {', '.join(names)}."
+
+
+def _keys(part: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Every setting below a part of the tree: its table's name, and its own with that before it."""
+    for field in dataclasses.fields(part):
+        value, key = getattr(part, field.name), _key(where, field.name)
+        inner = value[0] if _is_table(value) else value
+        if dataclasses.is_dataclass(inner):
+            yield from _keys(inner, key)
+        else:
+            yield where, key
 
 
 def _table_of(tables: Sequence[Any], value: Any, where: str) -> Any:

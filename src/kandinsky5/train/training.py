@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kandinsky5.errors import CapacityError, RequestError
+from kandinsky5.checkpoint.document import reason
+from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.train.checkpoints import FOLDER, Checkpoints
 from kandinsky5.train.lesson import Lesson, LessonMaker
@@ -62,6 +63,13 @@ def train(
         made = lesson(settings, base, replicas, watcher.say if replicas.leads else _silent)
         Training(plan, made, watcher, replicas).carry_out()
         return plan.output
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"A file of the run cannot be read or written: {reason(error)}. The same command goes on from its last "
+            "checkpoint."
+        ) from error
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, CapacityError) or not is_out_of_memory(error):
             raise

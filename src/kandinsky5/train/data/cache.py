@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kandinsky5.checkpoint.document import reason
 from kandinsky5.checkpoint.safetensors_header import read_header
@@ -78,9 +79,18 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        step = max(1, tensor.numel() // SAMPLED)
-        digest.update(tensor.reshape(-1)[::step].float().cpu().numpy().tobytes())
+        for part in _parts(tensor):
+            step = max(1, part.numel() // SAMPLED)
+            digest.update(part.reshape(-1)[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _parts(tensor: Any) -> list[Tensor]:
+    """The tensors that one is made of: several where torchao has packed it."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
 def config_of(module: Any) -> dict[str, Any]:

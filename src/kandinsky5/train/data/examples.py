@@ -8,6 +8,7 @@ edit: `source`, `instruction` (or `instructions`) and `target`. It refuses to kn
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ from kandinsky5.pictures import read_picture
 
 PICTURES: Final = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 METADATA: Final = "metadata.jsonl"
+OTHER_METADATA: Final = ("metadata.csv", "metadata.parquet")
+"""Which the library `datasets` reads."""
+
+DRAWN_BY_A_RUN: Final = re.compile(r"step-\d{7}-\d+\.png")
+"""Pictures that runs draw of what they watch, perhaps into a folder below this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,29 +76,46 @@ def folder_examples(folder: Path, share: float = 1.0) -> Iterator[Example | Flaw
     Raises:
         RequestError: no such folder, or nothing in it.
     """
-    if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder of pictures.")
+    check_folder(folder)
     metadata = folder / METADATA
     if metadata.is_file():
         yield from _listed(metadata, share)
         return
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    for other in OTHER_METADATA:
+        if (folder / other).is_file() and not any(folder.rglob("*.txt")):
+            raise RequestError(
+                f'{folder} has a {other}, which data.sources.kind = "datasets" reads; "folder" wants a {METADATA}.'
+            )
+    files = sorted(path for path in folder.rglob("*") if _is_picture(path.relative_to(folder)))
     if not files:
         raise RequestError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))}) and no {METADATA}.")
     for file in files:
         name = str(file.relative_to(folder))
         texts, reason = _captions_beside(file)
+        if reason and DRAWN_BY_A_RUN.fullmatch(file.name):
+            continue
         if reason:
             yield Flaw(name=name, reason=reason)
         else:
             yield Example(picture=PictureBytes(name=name, path=file), texts=texts, share=share)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise RequestError where there is no such folder."""
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder of pictures.")
+
+
+def _is_picture(path: Path) -> bool:
+    """By its name; hidden files, such as those that macOS leaves (`._a.png`), are none."""
+    return path.suffix.lower() in PICTURES and not any(part.startswith(".") for part in path.parts)
+
+
 def _captions_beside(file: Path) -> tuple[tuple[str, ...], str]:
     """The lines of the .txt file, or why there are none."""
     caption = file.with_suffix(".txt")
     try:
-        lines = caption.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(caption.read_bytes())
     except FileNotFoundError:
         return (), f"no {caption.name} beside it"
     except (OSError, UnicodeDecodeError) as error:
@@ -103,7 +126,7 @@ def _captions_beside(file: Path) -> tuple[tuple[str, ...], str]:
 
 def _listed(metadata: Path, share: float) -> Iterator[Example | Flaw]:
     try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(metadata.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{metadata} cannot be read: {error}.") from error
     for number, line in enumerate(lines, start=1):
@@ -119,16 +142,28 @@ def _listed(metadata: Path, share: float) -> Iterator[Example | Flaw]:
 
 def _example(row: Any, folder: Path, share: float) -> Example:
     """The example that a line of metadata describes. Raises ValueError saying what is wrong."""
-    if not isinstance(row, dict):
-        raise ValueError("is no JSON object")
+    texts = texts_in(row)
     if "source" in row:
-        texts = texts_of(row.get("instructions", row.get("instruction")))
-        target = row.get("target", row.get("file_name"))
-        source = _file(row["source"], folder)
+        target, source = row.get("target", row.get("file_name")), _file(row["source"], folder)
     else:
-        texts = texts_of(row.get("texts", row.get("text", row.get("caption"))))
         target, source = row.get("file_name", row.get("image")), None
     return Example(picture=_file(target, folder), texts=texts, source=source, share=share)
+
+
+def lines_of(data: bytes) -> list[str]:
+    """Lines of a text in UTF-8, with a byte order mark or none. Raises UnicodeDecodeError.
+
+    They end where an editor ends them: a JSON text may hold what Unicode also calls an end of a line.
+    """
+    return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n")]
+
+
+def texts_in(row: Any) -> tuple[str, ...]:
+    """The texts of an object that describes a picture or an edit. Raises ValueError saying what is wrong."""
+    if not isinstance(row, dict):
+        raise ValueError("is no JSON object")
+    names = ("instructions", "instruction", "texts", "text", "caption")
+    return texts_of(next((row[name] for name in names if name in row), None))
 
 
 def texts_of(value: Any) -> tuple[str, ...]:

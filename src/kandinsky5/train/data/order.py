@@ -47,13 +47,6 @@ class Order:
         epoch = next(e for e in range(len(self._starts) - 2, -1, -1) if self._starts[e] <= index)
         return self._of_epoch(epoch)[index - self._starts[epoch]]
 
-    def epoch_of(self, index: int) -> float:
-        """How many epochs are over before a micro-batch."""
-        self[index]
-        epoch = next(e for e in range(len(self._starts) - 2, -1, -1) if self._starts[e] <= index)
-        length = self._starts[epoch + 1] - self._starts[epoch]
-        return epoch + (index - self._starts[epoch]) / length
-
     def _of_epoch(self, epoch: int) -> list[MicroBatch]:
         if epoch != self._epoch:
             rng = random.Random(f"{self._seed}/{epoch}")

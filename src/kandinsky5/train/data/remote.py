@@ -6,6 +6,7 @@ and models.
 
 import io
 import json
+import tarfile
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,17 @@ from typing import Any
 from PIL import Image
 
 from kandinsky5.errors import RequestError
-from kandinsky5.train.data.examples import PICTURES, Example, Flaw, PictureBytes, folder_examples, texts_of
+from kandinsky5.train.data.examples import (
+    PICTURES,
+    Example,
+    Flaw,
+    PictureBytes,
+    check_folder,
+    folder_examples,
+    lines_of,
+    texts_in,
+    texts_of,
+)
 from kandinsky5.train.settings import SourceSettings
 
 
@@ -32,8 +43,15 @@ def examples_of(source: SourceSettings, base: Path) -> Iterator[Example | Flaw]:
     return shard_examples(source, base, share)
 
 
+def check_sources(sources: Iterable[SourceSettings], base: Path) -> None:
+    """Refuse, before a model is loaded, folders that are not there. Raises RequestError."""
+    for source in sources:
+        if source.kind == "folder":
+            check_folder(base / source.path)
+
+
 def dataset_examples(source: SourceSettings, base: Path, share: float) -> Iterator[Example | Flaw]:
-    """Rows of a Hugging Face dataset: a folder saved by `save_to_disk`, or anything `load_dataset` takes."""
+    """Rows of a Hugging Face dataset: a folder below `base`, saved by `save_to_disk` or not, or a name of the hub."""
     _require("datasets", source.kind)
     import datasets
 
@@ -41,19 +59,28 @@ def dataset_examples(source: SourceSettings, base: Path, share: float) -> Iterat
     try:
         if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
             rows = datasets.load_from_disk(str(folder))
-            rows = rows[source.split] if isinstance(rows, datasets.DatasetDict) else rows
         else:
-            rows = datasets.load_dataset(source.path, split=source.split)
+            rows = datasets.load_dataset(str(folder) if folder.exists() else source.path, split=source.split)
     except Exception as error:  # the library raises its own, its file systems' and the hub's
         raise RequestError(f"The dataset {source.path} cannot be opened: {_one_line(error)}") from error
+    if isinstance(rows, datasets.DatasetDict):
+        if source.split not in rows:
+            raise RequestError(
+                f"The dataset {source.path} has no split {source.split!r}; it has {', '.join(rows)}."
+            )
+        rows = rows[source.split]
     wanted = [column for column in (source.picture, source.text, source.source) if column]
     if missing := [column for column in wanted if column not in rows.column_names]:
         raise RequestError(
             f"The dataset {source.path} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}."
         )
-    for column in (source.picture, source.source):
-        if column:
+    for column in filter(None, (source.picture, source.source)):
+        try:
             rows = rows.cast_column(column, datasets.Image(decode=False))
+        except (ValueError, TypeError, NotImplementedError) as error:  # of Arrow, which raises kinds of these
+            raise RequestError(
+                f"The column {column!r} of the dataset {source.path} holds no pictures: {_one_line(error)}"
+            ) from error
     for number, row in enumerate(rows):
         name = f"{source.path} row {number}"
         try:
@@ -76,7 +103,7 @@ def shard_examples(source: SourceSettings, base: Path, share: float) -> Iterator
         )
         for sample in samples:
             yield _of_sample(sample, share)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
         raise RequestError(f"The shards {source.path} cannot be read: {_one_line(error)}") from error
 
 
@@ -94,14 +121,15 @@ def _of_sample(sample: dict[str, Any], share: float) -> Example | Flaw:
         if len(of_target) != 1 or len(of_source) > 1:
             raise ValueError(f"has {len(of_target)} pictures and {len(of_source)} sources")
         if "txt" in sample:
-            texts = texts_of(sample["txt"].decode("utf-8").splitlines())
+            texts = texts_of(lines_of(sample["txt"]))
+        elif "json" in sample:
+            texts = texts_in(json.loads(sample["json"]))
         else:
-            row = json.loads(sample["json"])
-            texts = texts_of(row.get("texts", row.get("text", row.get("instruction"))))
+            raise ValueError(f"has neither {name}.txt nor {name}.json")
         before = PictureBytes(name=f"{name} source", data=sample[of_source[0]]) if of_source else None
         picture = PictureBytes(name=name, data=sample[of_target[0]])
         return Example(picture=picture, texts=texts, source=before, share=share)
-    except (ValueError, KeyError, AttributeError) as error:
+    except ValueError as error:
         return Flaw(name=name, reason=str(error))
 
 
@@ -126,4 +154,6 @@ def _require(package: str, kind: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    """What it says, and what it says of its cause, which `datasets` does not repeat."""
+    found = [error, *([error.__cause__] if error.__cause__ else [])]
+    return "; ".join(" ".join(str(one).split())[:300] for one in found)

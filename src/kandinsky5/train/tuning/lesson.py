@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from kandinsky5.errors import RequestError
+from kandinsky5.train.data.cache import fingerprint
 from kandinsky5.train.data.order import Order
+from kandinsky5.train.data.remote import check_sources
 from kandinsky5.train.data.rows import RowReader, Rows
 from kandinsky5.train.lesson import Lesson
 from kandinsky5.train.log import VALIDATION, validation_figures
@@ -49,6 +51,7 @@ class TuningLesson(Lesson):
             raise RequestError(
                 "data.sources: drawn scenes are another lesson, demo.network_training.NetworkLesson."
             )
+        check_sources(settings.data.stored, base)
         self.model = load_model(settings, say)
         self.device = self.model.device
         self._settings = settings
@@ -57,6 +60,7 @@ class TuningLesson(Lesson):
         self._output = base / settings.output
         self._pictures: list[Path] = []
         check_targets(self.model.network, settings.tuning)
+        self._begins_with = fingerprint(self.model.network)
         self.data = prepare_data(self.model, settings, base, replicas, say)
         self.weights = prepare_network(self.model, settings, replicas)
         obstacle = why_not_replayed(
@@ -97,8 +101,8 @@ class TuningLesson(Lesson):
         return len(rows) * seen + int(rows.conditioning.mask.sum())
 
     def digest(self) -> dict[str, str]:
-        """Of the pictures and texts."""
-        return {"the pictures or captions": self.data.digest()}
+        """Of the pictures and texts, and of the model."""
+        return {"the pictures or captions": self.data.digest(), "the model's weights": self._begins_with}
 
     def is_due(self, step: int, edge: bool) -> bool:
         """Whether pictures or the validation loss are."""

@@ -5,7 +5,7 @@ released model computes in float32 stays so; the rest is cast to the dtype of us
 know what is trained.
 """
 
-import os
+import warnings
 from typing import Any
 
 import torch
@@ -35,7 +35,11 @@ def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
 
 
 def shard(network: Any, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    """Cut the network up: each block by itself, its float32 parts apart from the rest."""
+    """Cut the network up: each block by itself, its float32 parts apart from the rest.
+
+    FSDP2 warns of outputs that are views, which must not be written into; nothing here does.
+    """
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     precise = MixedPrecisionPolicy(cast_forward_inputs=False)
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
@@ -46,8 +50,3 @@ def shard(network: Any, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     for block in (*network.text_transformer_blocks, *network.visual_transformer_blocks):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, mp_policy=policy)
-
-
-def under_torchrun() -> bool:
-    """Whether `torchrun` or `accelerate launch` started this process."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
