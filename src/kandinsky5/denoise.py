@@ -140,7 +140,10 @@ def denoise(run: Run, *, transformer: Any, scheduler: Any, on_step: OnStep | Non
 
 
 def expect(transformer: Any, times: Tensor) -> None:
-    """Tell a network that can prepare for it which times it will see next; none when it will see them no more."""
+    """Tell a network that can prepare for it which times it will see next; none when it will see them no more.
+
+    Times (1000 t) of all rows are (S,), those of each row (S, B).
+    """
     prepare = getattr(transformer, "expect_times", None)  # another's network of the same signature has none
     if prepare is not None:
         prepare(times)
@@ -171,27 +174,53 @@ class RunGroup:
         negatives = [run.negative for run in self.runs if run.guided and run.negative is not None]
         return Conditioning.stack([*negatives, *(run.positive for run in self.runs)])
 
+    @property
+    def _branches(self) -> list[int]:
+        """Which run each part of a pass is of: those that are guided, for their negative rows, then all."""
+        return [*(i for i, run in enumerate(self.runs) if run.guided), *range(len(self.runs))]
+
+    def times(self, schedules: Sequence[Tensor]) -> Tensor:
+        """What to expect (`expect`) while all of the runs are on their way.
+
+        Args:
+            schedules: the timesteps (1000 t) that each run has before it, (S,), of whatever length.
+
+        Returns:
+            (S,) of a run alone; of several (S, rows of a pass), as long as the shortest.
+        """
+        if len(self.runs) == 1:
+            return schedules[0]
+        together = min(map(len, schedules))
+        columns = [
+            schedules[i][:together, None].expand(-1, len(self.runs[i].latents)) for i in self._branches
+        ]
+        return torch.cat(columns, dim=1)
+
     @torch.no_grad()
-    def velocities(self, timesteps: Sequence[Tensor], *, transformer: Any) -> list[Tensor]:
+    def velocities(
+        self, timesteps: Sequence[Tensor], *, transformer: Any, row_times: Tensor | None = None
+    ) -> list[Tensor]:
         """The (B, 1, h, w, C) float32 velocity of each run at its own timestep (1000 t), from one forward pass.
 
         A run alone is evaluated as by `denoise`, in two passes where one does not fit; so is each in turn where the
         network cannot be told of the padding between them. Raises what the device raises when the pass of several does
         not fit.
+
+        Args:
+            timesteps: of each run.
+            transformer: the network.
+            row_times: the same for each row of a pass of several, where they are a row of `times`.
         """
         positions = _positions(self.runs[0].latents, transformer.config.patch_size)
-        each = list(zip(self.runs, timesteps, strict=True))
-        if len(each) == 1 or not _can_pass(transformer, self._conditioning):
+        if len(self.runs) == 1 or not _can_pass(transformer, self._conditioning):
+            each = zip(self.runs, timesteps, strict=True)
             return [_guided_velocity(run, transformer, time, positions) for run, time in each]
-        branches = [*((run, time) for run, time in each if run.guided), *each]
-        found = _velocity(
-            transformer,
-            torch.cat([run.network_input for run, _ in branches]),
-            torch.cat([time.expand(len(run.latents)) for run, time in branches]),
-            self._conditioning,
-            positions,
-        )
-        parts = list(found.split([len(run.latents) for run, _ in branches]))
+        branches = [self.runs[i] for i in self._branches]
+        if row_times is None:
+            row_times = torch.cat([timesteps[i].expand(len(self.runs[i].latents)) for i in self._branches])
+        rows = torch.cat([run.network_input for run in branches])
+        found = _velocity(transformer, rows, row_times, self._conditioning, positions)
+        parts = list(found.split([len(run.latents) for run in branches]))
         negatives = iter(parts[: len(branches) - len(self.runs)])
         positives = parts[len(branches) - len(self.runs) :]
         return [

@@ -245,6 +245,33 @@ def test_a_step_does_not_wait_for_the_device(network, inputs, monkeypatch):
     assert path.taken == 5 and len(read) - without == without + 1
 
 
+def test_rows_of_times_of_their_own_are_known_by_their_place(network, inputs, monkeypatch):
+    """Steps of several pictures that are not at the same time, prepared together, without waiting for the device."""
+    rows = len(inputs["hidden_states"])
+    times = torch.stack([torch.linspace(900.0 - 50 * row, 100.0, 4) for row in range(rows)], dim=1)
+    expected = [forward(network, {**inputs, "timestep": row.clone()}) for row in times]
+    path = FastPath()
+    path.expect(times)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: pytest.fail("a tensor's numbers are read"))
+    for row, alone in zip(times, expected, strict=True):
+        assert relative_rms(forward(network, {**inputs, "timestep": row}, path), alone) < 1e-5
+    (table,) = path._tables
+    assert len(table._steps) == len(times)
+
+
+@pytest.mark.parametrize("timestep", [[700.0, 500.0], [300.0, 300.0]], ids=["a row's", "as numbers"])
+def test_times_that_were_expected_otherwise(network, inputs, timestep):
+    """A column of the expected times is no row of them; numbers are found wherever they stand."""
+    assert len(inputs["hidden_states"]) == 2
+    times = torch.tensor([[700.0, 300.0], [500.0, 300.0]])
+    path = FastPath()
+    path.expect(times)
+    given = times[:, 0] if timestep[0] == 700.0 else torch.tensor(timestep)
+    assert given.tolist() == timestep
+    alone = forward(network, {**inputs, "timestep": given.clone()})
+    assert relative_rms(forward(network, {**inputs, "timestep": given}, path), alone) < 1e-5
+
+
 def test_graphs_hold_addresses_as_long_as_weights_stay(network):
     path = FastPath(graphs=True)
     path.expect(torch.tensor([700.0, 300.0]))

@@ -398,23 +398,52 @@ def test_a_prompt_that_cannot_be_written_out_fails_alone(stepwise: Stepwise) -> 
     assert (failed.id, failed.kind) == ("odd", "request") and set(finished(reports)) == {"fine"}
 
 
-def test_one_that_draws_alone_says_which_times_follow(stepwise: Stepwise, engines: dict, monkeypatch) -> None:
-    """So its prompt's table serves all of its steps; when another joins, and when it is done, nothing is expected."""
+@pytest.fixture
+def expected(engines: dict, monkeypatch) -> Iterator[list[tuple[int, ...]]]:
+    """Shapes of the times that the network is told to expect, in its fast mode, and tables that it makes alone."""
     network = engines["text-to-image"].pipeline.transformer
     use_mode(network, "exact")
-    path, expected = network.fast_path, []
-    real = path.expect
-    monkeypatch.setattr(path, "expect", lambda times: expected.append(len(times)) or real(times))
-    alone = engines["text-to-image"].generate(asked(SHORT, 1, steps=5))
-    expected.clear()
-    stepwise.begin(Begin(id="first", request=asked(SHORT, 1, steps=5)))
-    reports = list(stepwise.step()) + list(stepwise.step())
-    assert expected == [5] and len(path._tables) == 1
-    stepwise.begin(Begin(id="second", request=asked(MIDDLE, 2, steps=1)))
-    reports += list(stepwise.step())
-    assert expected == [5, 0], "two of them, each at its own time"
-    reports += list(run(stepwise))
-    assert expected == [5, 0, 2, 0] and path._tables == []
-    (picture_of_first,) = finished(reports)["first"].pictures
-    assert difference(picture_of_first.image, alone[0].image) <= 1
+    found, real = [], network.fast_path.expect
+    monkeypatch.setattr(
+        network.fast_path, "expect", lambda times: found.append(tuple(times.shape)) or real(times)
+    )
+    yield found
     use_mode(network, None)
+
+
+def test_drawings_that_stay_together_say_which_times_follow(
+    stepwise: Stepwise, engines: dict, expected
+) -> None:
+    """So one table serves the steps they take together, from the second on; when they part nothing is expected."""
+    engine = engines["text-to-image"]
+    requests = {"first": asked(SHORT, 1, steps=6), "second": asked(MIDDLE, 2, steps=3, guidance=1.0)}
+    alone = {name: engine.generate(request)[0].image for name, request in requests.items()}
+    path = engine.pipeline.transformer.fast_path
+    expected.clear()
+    stepwise.begin(Begin(id="first", request=requests["first"]))
+    reports = list(stepwise.step())
+    assert expected == [] and path._tables == [], "the next pass may be of others"
+    reports += list(stepwise.step())
+    assert expected == [(5,)] and len(path._tables) == 1
+    stepwise.begin(Begin(id="second", request=requests["second"]))
+    reports += list(stepwise.step())
+    assert expected == [(5,), (0,)]
+    reports += list(stepwise.step())
+    assert expected == [(5,), (0,), (2, 3)], (
+        "two steps together: a guided one's branches, and the other's row"
+    )
+    assert len(path._tables) == 1
+    table = path._tables[0]
+    reports += list(stepwise.step())
+    assert len(table._steps) == 2, "made at once"
+    reports += list(run(stepwise))
+    assert expected[3:] == [(0, 3)] and path._tables == [], "the last step is taken alone"
+    for name, image in alone.items():
+        assert difference(finished(reports)[name].pictures[0].image, image) <= 1
+
+
+def test_nothing_is_made_ahead_where_sizes_take_turns(stepwise: Stepwise, expected) -> None:
+    expected.clear()
+    for name, width in (("small", 64), ("wide", 96)):
+        stepwise.begin(Begin(id=name, request=asked(SHORT, 1, width=width)))
+    assert len(finished(run(stepwise))) == 2 and expected == []

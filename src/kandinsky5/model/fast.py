@@ -60,7 +60,7 @@ class FastPath:
         self.float8_attention = float8_attention
         self.replays = None if graphs is False else Replays(insisted=graphs is True)
         self._times: Tensor | None = None
-        self._ahead: list[float] = []
+        self._ahead: list[tuple[float, ...]] = []
         self._tables: list[PromptTable] = []
         self._weights: tuple[int, ...] = ()
         self._seen: tuple[int, int] | None = None
@@ -77,8 +77,13 @@ class FastPath:
 
         Only for these is anything kept from one evaluation to the next, and not while adapters are loaded, whose
         strength may change from step to step.
+
+        Args:
+            times: (S,), those of all rows, or (S, B), each row's own. An evaluation at a view of one of them is known
+                by its place, without waiting for the device.
         """
-        self._times, self._ahead = times, times.tolist() if len(times) else []
+        self._times = times
+        self._ahead = [tuple(row) for row in times.reshape(len(times), -1).tolist()] if len(times) else []
         self._tables.clear()
         self._seen = None
 
@@ -140,18 +145,28 @@ class FastPath:
         return evaluate(*inputs)
 
     def _numbers(self, timestep: Tensor | float | int, rows: int) -> tuple[float, ...]:
-        """The time of each row. One of those expected is known by its place in their tensor: nothing waits for it."""
-        known = self._times
-        if (
-            isinstance(timestep, Tensor)
-            and known is not None
-            and not any(timestep.stride())
-            and timestep.untyped_storage().data_ptr() == known.untyped_storage().data_ptr()
-            and 0 <= (place := timestep.storage_offset() - known.storage_offset()) < len(self._ahead)
-        ):
-            return (self._ahead[place],) * rows
+        """The time of each row. Those expected are known by their place in that tensor: nothing waits for them."""
+        place = self._place(timestep)
+        if place is not None:
+            return _each(self._ahead[place], rows)
         given = torch.as_tensor(timestep).reshape(-1).tolist()
         return tuple(given * rows if len(given) == 1 else given)
+
+    def _place(self, timestep: Tensor | float | int) -> int | None:
+        """Which of the expected times a tensor is a view of; None if it is of none."""
+        known = self._times
+        if (
+            known is None
+            or not isinstance(timestep, Tensor)
+            or timestep.untyped_storage().data_ptr() != known.untyped_storage().data_ptr()
+        ):
+            return None
+        place, rest = divmod(int(timestep.storage_offset() - known.storage_offset()), known.stride(0))
+        of_a_row = (
+            known.ndim == 2 and timestep.shape == known.shape[1:] and timestep.stride() == known.stride()[1:]
+        )
+        of_all = known.ndim == 1 and not any(timestep.stride())
+        return place if rest == 0 and 0 <= place < len(known) and (of_a_row or of_all) else None
 
     def _weights_stay(self, network: Any) -> bool:
         """Whether a graph may hold the weights' addresses. Those that have moved since end the graphs that are kept.
@@ -171,14 +186,19 @@ class FastPath:
 
     def _step(self, network: Any, prompt: Prompt, times: tuple[float, ...], *, keep: bool) -> Step:
         """The table's row for these times, made alone when it may not be kept or nobody announced them."""
-        if not keep or len(set(times)) > 1 or times[0] not in self._ahead:
+        expected = [_each(ahead, len(times)) for ahead in self._ahead] if keep else []
+        if times not in expected:
             return PromptTable(network, prompt, largest_bytes=0).step(network, times, [])
         table = next((table for table in self._tables if table.serves(prompt)), None)
         if table is None:
             table = PromptTable(network, prompt, largest_bytes=TABLE_BYTES)
             self._tables = [table, *self._tables][:KEPT_TABLES]
-        following = self._ahead[self._ahead.index(times[0]) + 1 :]
-        return table.step(network, times, [(t,) * len(times) for t in following])
+        return table.step(network, times, expected[expected.index(times) + 1 :])
+
+
+def _each(times: tuple[float, ...], rows: int) -> tuple[float, ...]:
+    """The time of each row, where one may stand for all."""
+    return times * rows if len(times) == 1 else times
 
 
 def prepare_for_speed(network: Any) -> None:

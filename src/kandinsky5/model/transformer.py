@@ -207,7 +207,10 @@ class Kandinsky5Transformer3DModel(CheckedLoading, ModelMixin, ConfigMixin, Peft
     def expect_times(self, times: Tensor) -> None:
         """Say which times (1000 t) a run is about to ask for, so that a fast path prepares them together.
 
-        None at all when the run is over. Without a fast path nothing is prepared.
+        Without a fast path nothing is prepared.
+
+        Args:
+            times: (S,), or (S, B) where each row of a batch has its own; none at all when the run is over.
         """
         if self.fast_path is not None:
             self.fast_path.expect(times)

@@ -97,29 +97,46 @@ class _Drawing:
 
 @dataclass(kw_only=True, eq=False)
 class _Group:
-    """The drawings of the last pass, which may be those of the next. One that draws alone says which times follow."""
+    """The drawings of the last pass, which may be those of the next.
+
+    When they are, the network is told which times follow: `times`, as `RunGroup.times`, from the step `since` of the
+    first drawing on. Not sooner, for where kinds take turns what is made ahead would be thrown away.
+    """
 
     drawings: Sequence[_Drawing]
     runs: RunGroup
     network: Any
+    times: Tensor | None = None
+    since: int = 0
 
     @classmethod
     def of(cls, drawings: Sequence[_Drawing]) -> "_Group":
         """Of drawings that take a pass together."""
-        network = drawings[0].work.engine.pipeline.transformer
-        if len(drawings) == 1:
-            (alone,) = drawings
-            denoise.expect(network, alone.scheduler.timesteps[alone.at :])
         return cls(
             drawings=list(drawings),
             runs=RunGroup(runs=[drawing.run for drawing in drawings]),
-            network=network,
+            network=drawings[0].work.engine.pipeline.transformer,
+        )
+
+    def expect(self) -> None:
+        """The group goes on until one of it is done; said once."""
+        if self.times is None:
+            self.times = self.runs.times([one.scheduler.timesteps[one.at :] for one in self.drawings])
+            self.since = self.drawings[0].at
+            denoise.expect(self.network, self.times)
+
+    def velocities(self) -> list[Tensor]:
+        """Of the step that all are at."""
+        return self.runs.velocities(
+            [drawing.timestep for drawing in self.drawings],
+            transformer=self.network,
+            row_times=None if self.times is None else self.times[self.drawings[0].at - self.since],
         )
 
     def end(self) -> None:
         """Nothing is expected of the network any more."""
-        if len(self.drawings) == 1:
-            denoise.expect(self.network, self.drawings[0].scheduler.timesteps[:0])
+        if self.times is not None:
+            denoise.expect(self.network, self.times[:0])
 
 
 class Stepwise:
@@ -257,11 +274,12 @@ class Stepwise:
         if self._group is None or self._group.drawings != drawings:
             self._part()
             self._group = _Group.of(drawings)
+        else:
+            self._group.expect()
         engine, lora = drawings[0].work.engine, drawings[0].work.request.lora
-        timesteps = [drawing.timestep for drawing in drawings]
         try:
             engine.adapters.wear(lora)
-            return self._group.runs.velocities(timesteps, transformer=self._group.network), None
+            return self._group.velocities(), None
         except Exception as error:
             return [], error.with_traceback(None) if is_out_of_memory(error) else error
 
