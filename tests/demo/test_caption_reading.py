@@ -111,7 +111,7 @@ def test_the_encoders_learn_to_read(trained: Path, tmp_path: Path) -> None:
     recipe = ReadingRecipe(
         architecture=TOY,
         optimiser=OptimiserSettings(rate=8e-3, weight_decay=0.01, warmup=5, decay_share=0.25),
-        run=RunSettings(steps=200, batch=16, micro_batch=16, seed=5, ema=0.999),
+        run=RunSettings(steps=300, batch=16, micro_batch=16, seed=5, ema=0.999),
     )
     running = Running(device=CPU, dtype=torch.float32, workers=0)
     assert train_reading(recipe, running, tmp_path, qwen, clip)

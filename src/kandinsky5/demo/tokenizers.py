@@ -34,6 +34,9 @@ QWEN_SPECIAL_TOKENS = (
 CLIP_SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 """The published tokenizers' special tokens that templates and encoders use."""
 
+WORD_ENDS = 0xE000
+"""The first of so many private characters as there are bytes, which stand for a byte that ends a word."""
+
 PARTS = Path("parts")
 """Where tokenizers, and the autoencoder as `vae`, are kept in a working folder: under their published names."""
 
@@ -65,7 +68,8 @@ def train_tokenizers(
 
 def train_qwen_tokenizer(lines: Iterable[str], vocabulary: int) -> Qwen2Tokenizer:
     """A Qwen2 tokenizer of at most `vocabulary` tokens, special ones included; the same lines give the same tokens."""
-    model = _train_bpe(Qwen2Tokenizer(), lines, vocabulary - len(QWEN_SPECIAL_TOKENS), ending={})
+    like = Qwen2Tokenizer().backend_tokenizer
+    model = _train_bpe(lines, vocabulary - len(QWEN_SPECIAL_TOKENS), like.normalizer, like.pre_tokenizer)
     return Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=[tuple(pair) for pair in model["merges"]],
@@ -85,8 +89,7 @@ def train_clip_tokenizer(lines: Iterable[str], vocabulary: int) -> CLIPTokenizer
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = alphabet + [byte + "</w>" for byte in alphabet]
-    model = _train_bpe(CLIPTokenizer(), lines, vocabulary, ending={"end_of_word_suffix": "</w>"})
-    merges = [tuple(pair) for pair in model["merges"]][: vocabulary - len(tokens) - len(CLIP_SPECIAL_TOKENS)]
+    merges = _merges_to_word_ends(lines, vocabulary - len(tokens) - len(CLIP_SPECIAL_TOKENS))
     tokens += [first + second for first, second in merges]
     tokens += CLIP_SPECIAL_TOKENS
     return CLIPTokenizer(
@@ -138,21 +141,54 @@ def load_tokenizers(folder: Path) -> tuple[Qwen2Tokenizer, CLIPTokenizer]:
 
 
 def _train_bpe(
-    like: Qwen2Tokenizer | CLIPTokenizer, lines: Iterable[str], vocabulary: int, ending: Mapping[str, Any]
+    lines: Iterable[str],
+    vocabulary: int,
+    normalizer: Any,
+    pre_tokenizer: Any,
+    further: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Byte pairs learnt with the normaliser and word splitting of `like`; the `model` section of a tokenizer.json."""
-    learner = Tokenizer(BPE(**ending))
-    learner.normalizer = like.backend_tokenizer.normalizer
-    learner.pre_tokenizer = like.backend_tokenizer.pre_tokenizer
+    """Byte pairs learnt of lines as they are split; the `model` section of a tokenizer.json.
+
+    Of pairs that are equally frequent the one with the lower numbers is taken, and numbers of an alphabet that is
+    given, which is all bytes and `further` characters, are the same in each process.
+    """
+    learner = Tokenizer(BPE())
+    learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizer
     trainer = BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        **ending,
+        initial_alphabet=sorted([*pre_tokenizers.ByteLevel.alphabet(), *further]),
         show_progress=False,
     )
     learner.train_from_iterator(lines, trainer)
     return json.loads(learner.to_str())["model"]
+
+
+def _merges_to_word_ends(lines: Iterable[str], count: int) -> list[tuple[str, str]]:
+    """CLIP's merges, of bytes and of bytes that end a word.
+
+    The library numbers the latter as it meets them, in an order that changes from process to process. So here they are
+    characters of their own while it learns.
+    """
+    like = CLIPTokenizer().backend_tokenizer
+    ending = {
+        byte: chr(WORD_ENDS + index) for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
+    spelt = {end: f"{byte}</w>" for byte, end in ending.items()}
+
+    def split(line: str) -> str:
+        words = like.pre_tokenizer.pre_tokenize_str(like.normalizer.normalize_str(line))
+        return " ".join(word[:-1] + ending[word[-1]] for word, _ in words)
+
+    model = _train_bpe(
+        map(split, lines), count + 2 * len(ending), None, pre_tokenizers.WhitespaceSplit(), ending.values()
+    )
+    merges = [(first, second) for first, second in model["merges"][:count]]
+    return [(_spelt(first, spelt), _spelt(second, spelt)) for first, second in merges]
+
+
+def _spelt(token: str, endings: Mapping[str, str]) -> str:
+    return token[:-1] + endings.get(token[-1], token[-1])
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
