@@ -185,7 +185,7 @@ def test_a_model_named_by_a_strangers_picture_is_not_fetched(command: CommandLin
         (["a star", "-o", "taken.png/x.png"], "taken.png is not a folder"),
         (["a star", "--like", "missing.png"], "missing.png cannot be read"),
         (["a star", "--like", "latin1.txt"], "latin1.txt is not a picture"),
-        (["ж" * 20_000, "-o", "a.jpg"], "--format png or webp"),
+        (["ж" * 20_000, "-o", "a.jpg"], "png and webp hold it"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_loads_nothing(

@@ -145,7 +145,7 @@ def test_what_moves_is_what_was_said(half_folder, machine, monkeypatch, fast_pat
     }
     others = (model_of(half_folder, DTYPE).components[name] for name in ("text_encoder", "vae"))
     request = Sizes(width=64, height=64, pictures=rows // 2, text_tokens=tokens, edits=False)
-    needs = needs_of(network, *others, request, torch.float32, fast=fast_path)
+    needs = needs_of(network, *others, request, torch.float32, fast=fast_path, convolutions=1.0)
     assert needs.window == (9 if fast_path else 1)
     draft = _Draft(
         network="bf16", encoder="bf16", network_origin="host", encoder_origin="device",

@@ -12,7 +12,16 @@ import torch
 
 from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.memory import Machine, plan_for_model
-from kandinsky5.memory.activations import STEPS, Needs, Sizes, needs_of, operations_a_row, peak_bytes
+from kandinsky5.memory.activations import (
+    FUSED_CONVOLUTIONS,
+    STEPS,
+    Needs,
+    Sizes,
+    needs_of,
+    operations_a_row,
+    peak_bytes,
+)
+from kandinsky5.memory.overlap import which_stay
 from kandinsky5.memory.placing import choice_of
 from kandinsky5.memory.planner import (
     PRICE,
@@ -20,6 +29,7 @@ from kandinsky5.memory.planner import (
     _brought,
     _cost,
     _Draft,
+    _stages,
     _step_seconds,
     choose,
     plans,
@@ -50,7 +60,11 @@ def choice(model) -> Choice:
 def needs(model):
     components = (model.components[name] for name in ("transformer", "text_encoder", "vae"))
     network, encoder, vae = components
-    return lru_cache(lambda sizes: needs_of(network, encoder, vae, sizes, DTYPE, fast=True))
+
+    def of(sizes: Sizes) -> Needs:
+        return needs_of(network, encoder, vae, sizes, DTYPE, fast=True, convolutions=FUSED_CONVOLUTIONS)
+
+    return lru_cache(of)
 
 
 def sizes(side: int = 1024, *, edits: bool = False, pictures: int = 1) -> Sizes:
@@ -136,7 +150,7 @@ def test_a_window_of_long_prompts_is_counted(needs):
 
 def test_without_the_fast_path_they_count_in_each_step(model):
     components = (model.components[name] for name in ("transformer", "text_encoder", "vae"))
-    needed = needs_of(*components, sizes(512), DTYPE, fast=False)
+    needed = needs_of(*components, sizes(512), DTYPE, fast=False, convolutions=1.0)
     assert (needed.window, needed.window_in_turn) == (1, 1)
 
 
@@ -187,16 +201,45 @@ def test_seconds_and_bytes_are_those_that_were_measured(choice, machine):
         assert seconds == pytest.approx(row["seconds"], rel=0.1), row["row"]
 
 
-def _step_of(plan: Mapping[str, Any], choice: Choice, there: Machine) -> tuple[float, int]:
-    """Seconds and bytes of a step of the plan that a row was drawn with."""
-    needed = _short_prompt(plan["edits"], plan["width"])
-    part = choice.parts["transformer", plan["network"]]
+SPREAD = MEASURED.with_name("2026-11-28-memory-h200-spread.json")
+
+
+def test_peaks_are_those_that_were_measured(choice, needs, machine):
+    """Of the longest prompts, within a tenth; never more than 2 % above, which the planner leaves free."""
+    rows = [row for row in json.loads(SPREAD.read_text())["rows"] if row["plan"] is not None]
+    assert len(rows) == 11
+    for row in rows:
+        plan = row["plan"]
+        blocks = choice.parts["transformer", plan["network"]].groups["blocks"]
+        stay = sum(
+            size for size, stays in zip(blocks, which_stay(50, plan["resident_blocks"]), strict=True) if stays
+        )
+        moves = plan["resident_blocks"] < plan["blocks"]
+        stages = _stages(
+            _draft_of(plan),
+            choice,
+            machine("cuda"),
+            needs(sizes(edits=plan["edits"])),
+            slots=plan["slots"] * moves,
+        )
+        reserved = max(row[part]["device_reserved_gb"] for part in ("longest_prompt", "drawing"))
+        assert 0.98 < (max(stages.values()) + stay) / 1e9 / reserved < 1.1, row["row"]
+
+
+def _draft_of(plan: Mapping[str, Any]) -> _Draft:
     kept = ("network", "encoder", "network_origin", "encoder_origin", "small_stream", "slots")
-    draft = _Draft(
+    return _Draft(
         **{name: plan[name] for name in kept},
         tiled=plan["tile"] is not None,
         batched=plan["batched_guidance"],
     )
+
+
+def _step_of(plan: Mapping[str, Any], choice: Choice, there: Machine) -> tuple[float, int]:
+    """Seconds and bytes of a step of the plan that a row was drawn with."""
+    needed = _short_prompt(plan["edits"], plan["width"])
+    part = choice.parts["transformer", plan["network"]]
+    draft = _draft_of(plan)
     slots, streamed = plan["slots"], part.groups["blocks"][plan["resident_blocks"] :]
     often, seldom = _brought(draft, part, needed, streamed, slots)
     first = [i < plan["resident_blocks"] for i in range(plan["blocks"])]  # those stayed then
@@ -214,6 +257,7 @@ def _short_prompt(edits: bool, side: int) -> Needs:
         dataclasses.replace(sizes(side, edits=edits), text_tokens=360 if edits else 32),
         DTYPE,
         fast=True,
+        convolutions=1.0,
     )
 
 

@@ -163,6 +163,23 @@ def test_attend_text(kernels, draw, dtype, mask, keys, quantise):
     close(found, attended(*given), FLOAT8_TOLERANCE if quantise else TOLERANCE[dtype])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantise", [False, True])
+def test_another_prompt_compiles_nothing(quantise):
+    """In a process of its own kinds: another width of heads than elsewhere in this file."""
+    from kandinsky5.model.triton_attention import _attend_text
+
+    def attend(keys: int, *, mask: bool) -> int:
+        rows = torch.randn(2, 100, 2, 32, device="cuda", dtype=torch.bfloat16)
+        key, value = torch.randn(2, keys, 2, 2, 32, device="cuda", dtype=torch.bfloat16).unbind(2)
+        there = torch.ones(2, keys, dtype=torch.bool, device="cuda") if mask else None
+        triton_kernels().attend_text(rows, rows[0, 0, 0], key, value, there, quantise)
+        return len(_attend_text.device_caches[torch.cuda.current_device()][0])
+
+    compiled = attend(100, mask=False)
+    assert [attend(keys, mask=mask) for keys in (100, 64, 17, 3) for mask in (True, False)] == [compiled] * 8
+
+
 def test_a_padded_entry_is_attended_as_if_alone(kernels, draw, dtype):
     """Nothing of its neighbours' length is left, nor of what stands in its padding; of float8 not in the scale."""
     query, weight, key, value, mask = text_of(draw, dtype)

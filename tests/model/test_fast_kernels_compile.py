@@ -67,7 +67,7 @@ def attention_cases(out):
     """Of bfloat16."""
     names = ("query_ptr", "weight_ptr", "key_ptr", "value_ptr")
     types = dict.fromkeys(names, "*bf16") | {"mask_ptr": "*u8", "largest_ptr": "*fp32", "out_ptr": out}
-    types |= {"row_scale_ptr": "*fp32", "tokens": "i32", "keys": "i32"}
+    types |= {"row_scale_ptr": "*fp32", "masked": "i32", "tokens": "i32", "keys": "i32"}
     strides = (f"{name}_{of}" for name in ("query", "key", "value") for of in ("entry", "row"))
     types |= dict.fromkeys(strides, "i32")
     constants = {
@@ -79,10 +79,9 @@ def attention_cases(out):
         **FLOAT8,
     }
     constants |= {name: getattr(triton_attention, name) for name in ("QUERIES", "TILES", "STAGES")}
-    constants |= {"KEYS": triton_attention.MOST_KEYS}
-    for masked in (True, False):
+    for length in triton_attention.LENGTHS:
         options = warps(triton_attention.WARPS)
-        yield triton_attention._attend_text, types, constants | {"MASKED": masked}, options
+        yield triton_attention._attend_text, types, constants | {"KEYS": length}, options
 
 
 def backward_cases(sizes, head_sizes):

@@ -30,6 +30,11 @@ CONVOLUTIONS: Final = 1.8
 """Peak of the autoencoder on a GPU over what its tensors take: cuDNN's workspaces. From 2.8 GiB measured on an H200 at
 1024 x 1024 in bfloat16, weights included, against 1.5 GiB counted here."""
 
+FUSED_CONVOLUTIONS: Final = 1.1
+"""The same with channels last and fused norms (`autoencoder`), where cuDNN takes no workspace: plans without tiles
+reserved at most 1.5 GB for decoding 1024 x 1024, of which 1.6 GB are counted here
+(benchmarks/results/2026-11-28-memory-h200-spread.json)."""
+
 LIBRARIES: Final = 150 * 10**6
 """Bytes of cuBLAS's workspaces and of fragments, on CUDA."""
 
@@ -39,7 +44,7 @@ STEPS: Final = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Bytes at the peak of each stage, weights apart. `tiled` where the autoencoder works in tiles.
+    """Bytes at the peak of each stage, weights apart, the autoencoder's with its workspaces, `tiled` in tiles.
 
     operations: of a step's blocks for both guidance branches, multiplications and additions each counted.
     window, window_in_turn: steps for which modulation and text blocks are asked once; 1 without the fast path.
@@ -117,7 +122,16 @@ def peak_bytes(function: Callable[[], Any]) -> int:
     return living.peak
 
 
-def needs_of(network: Any, encoder: Any, vae: Any, sizes: Sizes, dtype: torch.dtype, *, fast: bool) -> Needs:
+def needs_of(
+    network: Any,
+    encoder: Any,
+    vae: Any,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    *,
+    fast: bool,
+    convolutions: float,
+) -> Needs:
     """What a request needs, in each stage.
 
     Args:
@@ -125,21 +139,24 @@ def needs_of(network: Any, encoder: Any, vae: Any, sizes: Sizes, dtype: torch.dt
         sizes: of the request.
         dtype: that everything runs in.
         fast: the network has a fast path.
+        convolutions: what the autoencoder takes over what its tensors do; 1 is nothing.
     """
+
+    def coding(way: str, width: int, height: int) -> int:
+        return int(convolutions * _vae_bytes(vae, way, width, height, dtype))
+
     rows = 2 * sizes.pictures
-    decode = _vae_bytes(vae, "decode", sizes.width, sizes.height, dtype) * sizes.pictures
-    source = _vae_bytes(vae, "encode", sizes.width, sizes.height, dtype) if sizes.edits else 0
     pixels = 3 * sizes.width * sizes.height * dtype.itemsize * sizes.pictures
     side = min(TILE, sizes.width), min(TILE, sizes.height)
     return Needs(
         encode=_text_bytes(encoder.config, rows, sizes.text_tokens, dtype),
         denoise=_network_bytes(network, sizes, rows, dtype, fast=fast, tables=1),
         denoise_in_turn=_network_bytes(network, sizes, sizes.pictures, dtype, fast=fast, tables=KEPT_TABLES),
-        source=source,
-        source_tiled=_vae_bytes(vae, "encode", *side, dtype) + pixels if sizes.edits else 0,
-        decode=decode,
+        source=coding("encode", sizes.width, sizes.height) if sizes.edits else 0,
+        source_tiled=coding("encode", *side) + pixels if sizes.edits else 0,
+        decode=coding("decode", sizes.width, sizes.height) * sizes.pictures,
         # The tiles are put together from twice the picture's pixels in decoded tiles.
-        decode_tiled=_vae_bytes(vae, "decode", *side, dtype) + 3 * pixels,
+        decode_tiled=coding("decode", *side) + 3 * pixels,
         operations=rows * operations_a_row(network.config, _tokens(network, sizes), sizes.text_tokens),
         window=_window(network, sizes, rows, dtype) if fast else 1,
         window_in_turn=_window(network, sizes, sizes.pictures, dtype) if fast else 1,

@@ -20,7 +20,7 @@ from kandinsky5.checkpoint.safetensors_header import StoredTensor
 from kandinsky5.checkpoint.turn import TURN
 from kandinsky5.errors import RequestError
 from kandinsky5.latents import use_tiles
-from kandinsky5.memory.activations import Needs, Sizes, needs_of
+from kandinsky5.memory.activations import CONVOLUTIONS, FUSED_CONVOLUTIONS, Needs, Sizes, needs_of
 from kandinsky5.memory.formats import FORMATS, pack, why_not
 from kandinsky5.memory.groups import Place, groups_of, table_of
 from kandinsky5.memory.machine import Machine, this_machine
@@ -29,6 +29,7 @@ from kandinsky5.memory.parts import COMPONENTS, Model, model_of, narrow
 from kandinsky5.memory.plan import SMALL_SLOTS, Origin, Plan
 from kandinsky5.memory.planner import Choice, choose
 from kandinsky5.model.fast import prepare_for_speed
+from kandinsky5.model.kernels import why_no_triton
 from kandinsky5.model.loading import checkpoint_errors
 from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
@@ -91,9 +92,16 @@ def plan_for_model(
 
     def needs(of: Sizes) -> Needs:
         network, encoder, vae = (model.components[name] for name in ("transformer", "text_encoder", "vae"))
-        return needs_of(network, encoder, vae, of, dtype, fast=fast)
+        return needs_of(network, encoder, vae, of, dtype, fast=fast, convolutions=_convolutions(device))
 
     return choose(choice, machine, sizes, needs)
+
+
+def _convolutions(device: torch.device) -> float:
+    """What an autoencoder that is placed on a device takes over what its tensors do."""
+    if device.type == "cpu":
+        return 1.0
+    return FUSED_CONVOLUTIONS if why_no_triton(device, float8=False) is None else CONVOLUTIONS
 
 
 def load_planned(

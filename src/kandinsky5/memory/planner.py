@@ -17,7 +17,7 @@ from typing import Final
 from kandinsky5.checkpoint.packing import PLAIN
 from kandinsky5.errors import CapacityError
 from kandinsky5.latents import TILE
-from kandinsky5.memory.activations import CONVOLUTIONS, LIBRARIES, STEPS, Needs, Sizes
+from kandinsky5.memory.activations import LIBRARIES, STEPS, Needs, Sizes
 from kandinsky5.memory.machine import Machine
 from kandinsky5.memory.overlap import pass_seconds, which_stay
 from kandinsky5.memory.parts import Part
@@ -225,13 +225,12 @@ def _stages(draft: _Draft, choice: Choice, machine: Machine, needs: Needs, *, sl
     passing = slots * network.largest("blocks")
     if draft.small_stream:
         passing += SMALL_SLOTS * (network.largest("modulation") + network.largest("text"))
-    convolutions = 1.0 if on_cpu else CONVOLUTIONS
     decode, source = (needs.decode_tiled, needs.source_tiled) if draft.tiled else (needs.decode, needs.source)
     return {
         "encode": fixed + brought + needs.encode,
-        "source": fixed + int(source * convolutions),
+        "source": fixed + source,
         "denoise": fixed + passing + (needs.denoise if draft.batched else needs.denoise_in_turn),
-        "decode": fixed + int(decode * convolutions),
+        "decode": fixed + decode,
     }
 
 

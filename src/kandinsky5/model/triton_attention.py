@@ -19,32 +19,36 @@ from kandinsky5.model.precision import RMS_NORM_EPS
 from kandinsky5.model.scaled import FLOAT8, LARGEST, LEAST_SCALE, ScaledRows
 from kandinsky5.model.triton_numbers import clamped, largest_or_nan, scale_of
 
-MOST_KEYS = 128
-"""That a program keeps."""
+LENGTHS = 64, 128
+"""Keys that a program of each of the two kernels keeps. Both are compiled when one is first asked for, so that neither
+another prompt nor a mask compiles anything later: 1 to 2 s, measured with one for each power of two and for a mask
+(benchmarks/results/2026-11-28-drawing-h200-sizes.json)."""
 
 QUERIES, TILES = 64, 4
 """Of a tile; tiles of a program."""
 
 WARPS, STAGES = 4, 1
 
+_compiled: set[tuple[torch.device, torch.dtype, int, int, bool]] = set()
 
-@triton.jit(do_not_specialize=["tokens", "keys"])
+
+@triton.jit(do_not_specialize=["mask_ptr", "masked", "tokens", "keys"])
 def _attend_text(query_ptr, weight_ptr, key_ptr, value_ptr, mask_ptr, largest_ptr, out_ptr, row_scale_ptr,
-                 tokens, keys, query_entry, query_row, key_entry, key_row, value_entry, value_row,
+                 masked, tokens, keys, query_entry, query_row, key_entry, key_row, value_entry, value_row,
                  HEADS: tl.constexpr, K: tl.constexpr, EPS: tl.constexpr, EXPONENT: tl.constexpr,
                  QUERIES: tl.constexpr, TILES: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
-                 MASKED: tl.constexpr, QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr,
-                 LEAST: tl.constexpr):  # fmt: skip
+                 QUANTISE: tl.constexpr, LARGEST_FLOAT8: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
     """Some queries of one head of a batch entry; `EXPONENT` takes a product to the power of 2 of its weight.
 
-    In float8 all rows of an entry share a scale: no result is larger than the largest value that may be attended to.
+    A mask is read where `masked` is not 0. In float8 all rows of an entry share a scale: no result is larger than the
+    largest value that may be attended to.
     """
     head, entry = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channels = tl.arange(0, K)[None]
     columns = tl.arange(0, KEYS)
     there = columns < keys
-    if MASKED:
-        there = there & (tl.load(mask_ptr + entry * keys + columns, mask=there, other=0) != 0)
+    read = columns < masked * keys
+    there = there & (tl.load(mask_ptr + entry * keys + columns, mask=read, other=1) != 0)
     counted = there[:, None] & (channels < K)
     key_ptr += entry * key_entry + head * K
     value_ptr += entry * value_entry + head * K
@@ -78,7 +82,7 @@ def _attend_text(query_ptr, weight_ptr, key_ptr, value_ptr, mask_ptr, largest_pt
 
 def fits(keys: int, channels: int) -> bool:
     """Whether a program can keep so many keys: a prompt of usual length, heads of the published width."""
-    return 0 < keys <= MOST_KEYS and 16 <= channels <= 128 and channels & (channels - 1) == 0
+    return 0 < keys <= LENGTHS[-1] and 16 <= channels <= 128 and channels & (channels - 1) == 0
 
 
 def attend_text(
@@ -93,22 +97,31 @@ def attend_text(
     # (B, M), of the values that may count; which may, the kernel's mask says
     largest = torch.linalg.vector_norm(value, math.inf, (2, 3), dtype=torch.float32) if quantise else None
     queries = QUERIES // (query.element_size() // 2)  # of float32 a program holds half as much
-    _attend_text[(A, triton.cdiv(N, queries * TILES), B)](
-        *(query, weight, key, value, query if key_mask is None else key_mask.contiguous().view(torch.uint8)),
-        *(query if largest is None else largest, out, query if scale is None else scale, N, M),
+    mask = out if key_mask is None else key_mask.contiguous()
+    arguments = (
+        *(query, weight, key, value, mask.view(torch.uint8)),
+        *(query if largest is None else largest, out, query if scale is None else scale),
+        *(int(key_mask is not None), N, M),
         *(query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1)),
-        HEADS=A,
-        K=K,
-        EPS=RMS_NORM_EPS,
-        EXPONENT=math.log2(math.e) / math.sqrt(K),
-        QUERIES=queries,
-        TILES=TILES,
-        KEYS=max(16, triton.next_power_of_2(M)),
-        STAGES=STAGES,
-        MASKED=key_mask is not None,
-        QUANTISE=quantise,
-        LARGEST_FLOAT8=LARGEST,
-        LEAST=LEAST_SCALE,
-        num_warps=WARPS,
     )
+    constants = {
+        "HEADS": A,
+        "K": K,
+        "EPS": RMS_NORM_EPS,
+        "EXPONENT": math.log2(math.e) / math.sqrt(K),
+        "QUERIES": queries,
+        "TILES": TILES,
+        "STAGES": STAGES,
+        "QUANTISE": quantise,
+        "LARGEST_FLOAT8": LARGEST,
+        "LEAST": LEAST_SCALE,
+        "num_warps": WARPS,
+    }
+    kind = query.device, query.dtype, A, K, quantise
+    if kind not in _compiled:
+        for length in LENGTHS:
+            _attend_text.warmup(*arguments, grid=(1,), KEYS=length, **constants)
+        _compiled.add(kind)
+    length = next(length for length in LENGTHS if length >= M)
+    _attend_text[(A, triton.cdiv(N, queries * TILES), B)](*arguments, KEYS=length, **constants)
     return out if scale is None else ScaledRows(values=out, scale=scale, dtype=query.dtype)
