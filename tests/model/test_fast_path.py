@@ -11,7 +11,7 @@ from kandinsky5.denoise import Run, denoise, set_times
 from kandinsky5.model import fast, prompt_table
 from kandinsky5.model.attention import SoftmaxAttention
 from kandinsky5.model.blocks import Modulation
-from kandinsky5.model.fast import FastPath, prepare_for_speed
+from kandinsky5.model.fast import TEXT_MULTIPLE, FastPath, prepare_for_speed
 from kandinsky5.model.products import joined
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.records import Conditioning
@@ -257,6 +257,28 @@ def test_rows_of_times_of_their_own_are_known_by_their_place(network, inputs, mo
         assert relative_rms(forward(network, {**inputs, "timestep": row}, path), alone) < 1e-5
     (table,) = path._tables
     assert len(table._steps) == len(times)
+
+
+def test_masked_text_has_one_length_for_many_prompts(network, inputs):
+    """Where graphs are replayed, which are of one length each; text without a mask stays as it is."""
+    path, lengths = FastPath(graphs=True), []
+    rows, tokens = inputs["encoder_hidden_states"].shape[:2]
+    for shorter, masked in ((0, True), (2, True), (2, False)):
+        L = tokens - shorter
+        mask = torch.arange(L).expand(rows, L) < torch.tensor([[L], [L - 1]]) if masked else None
+        given = {
+            **inputs,
+            "encoder_hidden_states": inputs["encoder_hidden_states"][:, :L],
+            "text_rope_pos": torch.arange(L),
+            "encoder_attention_mask": mask,
+            "timestep": torch.tensor(700.0),
+        }
+        path.expect(torch.tensor([700.0]))
+        assert relative_rms(forward(network, given, path), forward(network, given)) < 1e-5
+        (step,) = path._tables[0]._steps.values()
+        lengths.append(step.text.shape[1])
+        assert (step.mask is None) == (mask is None)
+    assert lengths == [TEXT_MULTIPLE, TEXT_MULTIPLE, tokens - 2] and tokens < TEXT_MULTIPLE
 
 
 @pytest.mark.parametrize("timestep", [[700.0, 500.0], [300.0, 300.0]], ids=["a row's", "as numbers"])

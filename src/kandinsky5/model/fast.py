@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 TABLE_BYTES: Final = 2**27
 """Memory for a prompt's window of steps: 12 steps of two rows at the published size."""
 
+TEXT_MULTIPLE: Final = 32
+"""Of tokens, that masked text is padded to where graphs are replayed: prompts of other lengths find the same graph."""
+
 NATIVE: Final = "native"
 """torch's own attention, the back end where nobody chose another: the kernels may compute what it would."""
 
@@ -127,7 +130,7 @@ class FastPath:
         times = self._numbers(timestep, len(latents))
         adapted = getattr(network, "_hf_peft_config_loaded", False)
         step = self._step(network, prompt, times, keep=not adapted)
-        inputs = (latents, step.text, prompt.mask, step.time, step.modulation, rotation)
+        inputs = (latents, step.text, step.mask, step.time, step.modulation, rotation)
         kernels = self.kernels or kernels_for(
             latents.device, float8=self.float8, float8_attention=self.float8_attention
         )
@@ -186,12 +189,13 @@ class FastPath:
 
     def _step(self, network: Any, prompt: Prompt, times: tuple[float, ...], *, keep: bool) -> Step:
         """The table's row for these times, made alone when it may not be kept or nobody announced them."""
+        multiple = 1 if self.replays is None else TEXT_MULTIPLE
         expected = [_each(ahead, len(times)) for ahead in self._ahead] if keep else []
         if times not in expected:
-            return PromptTable(network, prompt, largest_bytes=0).step(network, times, [])
+            return PromptTable(network, prompt, largest_bytes=0, multiple=multiple).step(network, times, [])
         table = next((table for table in self._tables if table.serves(prompt)), None)
         if table is None:
-            table = PromptTable(network, prompt, largest_bytes=TABLE_BYTES)
+            table = PromptTable(network, prompt, largest_bytes=TABLE_BYTES, multiple=multiple)
             self._tables = [table, *self._tables][:KEPT_TABLES]
         return table.step(network, times, expected[expected.index(times) + 1 :])
 

@@ -9,10 +9,11 @@ Shapes: S steps of a window, B rows, L text tokens, D width, V visual blocks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kandinsky5.model.embeddings import text_rotation
@@ -38,6 +39,18 @@ class Prompt:
         # Comparing waits for the device; a run gives the same tensor at each step.
         return self.positions is other.positions or torch.equal(self.positions, other.positions)
 
+    def padded(self, multiple: int) -> "Prompt":
+        """The same with text for a multiple of so many tokens, where a mask says which of them count."""
+        room = -self.text.shape[1] % multiple
+        if self.mask is None or room == 0:
+            return self
+        return replace(
+            self,
+            text=F.pad(self.text, (0, 0, 0, room)),
+            positions=F.pad(self.positions, (0, room)),
+            mask=F.pad(self.mask, (0, room)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -45,22 +58,29 @@ class Step:
 
     time: (B, time_dim) float32 or wider.
     text: (B, L, D) in the dtype of the blocks.
+    mask: (B, L) bool, of the text, or None.
     modulation: (B, V, 9, D), dtype of `time`.
     """
 
     time: Tensor
     text: Tensor
+    mask: Tensor | None
     modulation: Tensor
 
 
 class PromptTable:
-    """The rows of a window of steps for one prompt; the window moves on when a time outside it is asked for."""
+    """The rows of a window of steps for one prompt; the window moves on when a time outside it is asked for.
 
-    def __init__(self, network: Any, prompt: Prompt, *, largest_bytes: int):
+    `largest_bytes` of a window; `multiple` of tokens that masked text is padded to (`Prompt.padded`).
+    """
+
+    def __init__(self, network: Any, prompt: Prompt, *, largest_bytes: int, multiple: int = 1):
         self.prompt = prompt
+        self._padded = prompt.padded(multiple)
         self._versions = _versions(prompt)
         self._steps: dict[tuple[float, ...], Step] = {}
-        (rows, tokens), itemsize = prompt.text.shape[:2], network.text_embeddings.norm.weight.element_size()
+        rows, tokens = self._padded.text.shape[:2]
+        itemsize = network.text_embeddings.norm.weight.element_size()
         self._window = steps_a_window(network.config, rows, tokens, itemsize, largest_bytes)
 
     def serves(self, prompt: Prompt) -> bool:
@@ -75,7 +95,7 @@ class PromptTable:
         if times not in self._steps:
             window = [times, *ahead][: self._window]
             self._steps.clear()  # before the next are made, so that never two windows are in memory
-            self._steps = dict(zip(window, _rows(network, self.prompt, window), strict=True))
+            self._steps = dict(zip(window, _rows(network, self._padded, window), strict=True))
         return self._steps[times]
 
 
@@ -106,7 +126,10 @@ def _rows(network: Any, prompt: Prompt, window: Sequence[tuple[float, ...]]) -> 
     for i, block in enumerate(network.visual_transformer_blocks):
         modulation[:, i] = block.visual_modulation(time)
     parts = (x.unflatten(0, (S, B)) for x in (time, text, modulation))
-    return [Step(time=time, text=text, modulation=rows) for time, text, rows in zip(*parts, strict=True)]
+    return [
+        Step(time=time, text=text, mask=prompt.mask, modulation=rows)
+        for time, text, rows in zip(*parts, strict=True)
+    ]
 
 
 def _versions(prompt: Prompt) -> list[int]:
