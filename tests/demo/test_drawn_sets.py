@@ -1,7 +1,6 @@
 """Pictures drawn elsewhere come home as files and get the scores that they would have had there."""
 
 import json
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from kandinsky5.demo.examination import texts_of, true_picture
 from kandinsky5.demo.preview import load_exported, save_withheld
 from kandinsky5.demo.sampling import Sampling, draw_edits, draw_prompts
 from kandinsky5.demo.sheets import tiled, untiled
-from kandinsky5.demo.withheld import composed_scenes, withheld_edits
+from kandinsky5.demo.withheld import compositions, withheld_edits
 from kandinsky5.errors import CheckpointError, RequestError
 
 MANY = COLUMNS + 3
@@ -24,7 +23,7 @@ MANY = COLUMNS + 3
 def folder(tmp_path: Path) -> Path:
     """True answers to compositions and edits, on two rows of a sheet; the last of each is blank."""
     blank = np.full((256, 256, 3), 255, np.uint8)
-    drawn = [true_picture(scene, 256) for _, scene, _ in islice(composed_scenes(), MANY - 1)]
+    drawn = [true_picture(question.scene, 256) for question in compositions(MANY - 1)]
     edited = [true_picture(question.edit.target, 256) for question in withheld_edits(6)]
     sets = DrawnSets(
         pictures={"compositions": [*drawn, blank], "edits": [*edited, blank]}, facts={"steps": 7, "seed": 3}

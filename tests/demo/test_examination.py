@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from kandinsky5.demo.scorecard import (
     write_whole,
 )
 from kandinsky5.demo.tables import LEAST_UNTOUCHED_DB, Tally, percent, tabulate_edits
-from kandinsky5.demo.withheld import composed_scenes, compositions, withheld_edits
+from kandinsky5.demo.withheld import compositions, withheld_edits
 from kandinsky5.errors import RequestError
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
@@ -115,7 +114,7 @@ def test_one_network_serves_the_tasks_it_can(
 
 def perfect_pictures(count: int, wrong: set[int]) -> list[Picture]:
     """True pictures of the first compositions, but blank ones at some places."""
-    scenes = [scene for _, scene, _ in islice(composed_scenes(), count)]
+    scenes = [question.scene for question in compositions(count)]
     blank = np.full((256, 256, 3), 255, np.uint8)
     return [blank if index in wrong else true_picture(scene, 256) for index, scene in enumerate(scenes)]
 

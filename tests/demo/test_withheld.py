@@ -4,9 +4,12 @@ import itertools
 import random
 import re
 from collections import Counter
+from dataclasses import astuple
+from pathlib import Path
 
 import pytest
 
+from kandinsky5.demo import withheld, withheld_drawing
 from kandinsky5.demo.captions import describe
 from kandinsky5.demo.claims import Claims
 from kandinsky5.demo.edits import KINDS
@@ -16,7 +19,6 @@ from kandinsky5.demo.withheld import (
     COMPOSITIONS,
     EDITS,
     Question,
-    composed_scenes,
     compositions,
     foreign_sentences,
     withheld_edits,
@@ -56,19 +58,47 @@ def test_there_are_as_many_as_the_figures_are_of_and_no_two_alike(questions: lis
     assert compositions(7) == questions[:7]
 
 
-def test_compositions_are_withheld_and_their_claims_true() -> None:
-    for part, scene, caption in itertools.islice(composed_scenes(), 300):
-        check_true(caption.claims, scene)
-        assert is_withheld(scene)
-        pairs = {(thing.colour, thing.shape) for thing in scene.things}
-        if part == "relations":
-            assert not pairs & WITHHELD
-            shapes = [group.shape for group in caption.claims.groups]
-            said = {(shapes[a], name, shapes[b]) for a, name, b in caption.claims.relations}
-            assert said & WITHHELD_SIDES
-        else:
-            assert pairs <= WITHHELD
-            assert (len(scene.groups()) == 1) == (part == "counts")
+def check_withheld(part: str, scene: Scene, claims: Claims) -> None:
+    check_true(claims, scene)
+    assert is_withheld(scene)
+    pairs = {(thing.colour, thing.shape) for thing in scene.things}
+    if part == "relations":
+        assert not pairs & WITHHELD
+        shapes = [group.shape for group in claims.groups]
+        said = {(shapes[a], name, shapes[b]) for a, name, b in claims.relations}
+        assert said & WITHHELD_SIDES
+    else:
+        assert pairs <= WITHHELD
+        assert (len(scene.groups()) == 1) == (part == "counts")
+
+
+def test_compositions_are_withheld_and_their_claims_true(questions: list[Question]) -> None:
+    for question in questions:
+        assert question.scene
+        check_withheld(question.part, question.scene, question.claims)
+
+
+def test_other_compositions_and_edits_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command that drew these; what is read again is what was drawn, but for a millionth of the canvas."""
+    withheld_drawing.main([str(tmp_path)])
+    drawn = list(itertools.islice(withheld_drawing.drawn_compositions(), COMPOSITIONS))
+    monkeypatch.setattr(withheld, "__file__", str(tmp_path / "withheld.py"))
+    others = compositions()
+    assert [(q.part, q.text, q.claims) for q in others] == [(part, c.text, c.claims) for part, _, c in drawn]
+    for question, (part, scene, caption) in zip(others, drawn, strict=True):
+        assert question.scene
+        check_withheld(part, question.scene, caption.claims)
+        for thing, exact in zip(question.scene.things, scene.things, strict=True):
+            assert astuple(thing) == tuple(pytest.approx(v, abs=1e-6) for v in astuple(exact))
+    edits = list(itertools.islice(withheld_drawing.drawn_edits(), EDITS))
+    for question, (text, edit) in zip(withheld_edits(), edits, strict=True):
+        found = question.edit
+        assert question.text == text
+        assert (found.kind, found.before, found.after, found.place, found.relation) == (
+            *(edit.kind, edit.before, edit.after, edit.place, edit.relation),
+        )
+        for seen, exact in ((found.source, edit.source), (found.target, edit.target)):
+            assert [astuple(thing)[:4] for thing in seen.things] == [astuple(t)[:4] for t in exact.things]
 
 
 def test_compositions_have_up_to_four_kinds_and_counts_up_to_five(questions: list[Question]) -> None:

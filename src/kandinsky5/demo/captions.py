@@ -50,10 +50,10 @@ class Caption:
     claims: Claims
 
 
-def describe(scene: Scene, rng: random.Random, *, usual: bool = False) -> Caption:
-    """Caption a scene as `draw_scene` draws them, in usual words if asked. The same state of `rng` gives the same."""
+def describe(scene: Scene, rng: random.Random) -> Caption:
+    """Caption a scene as `draw_scene` draws them. The same state of `rng` gives the same caption."""
     while True:
-        caption = _describe(scene, Usual(rng) if usual or rng.random() < USUALLY else rng, rng)
+        caption = _describe(scene, Usual(rng) if rng.random() < USUALLY else rng, rng)
         if len(caption.text.split()) <= WORD_LIMIT:
             return caption
 

@@ -5,6 +5,7 @@ group is named so that the source has no other of that name. `vocabulary`, `plac
 the words and the forms. Knows nothing of pixels, or of how edits are drawn.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,7 +15,7 @@ from kandinsky5.demo import place_words
 from kandinsky5.demo import vocabulary as words
 from kandinsky5.demo.claims import Group
 from kandinsky5.demo.edits import Edit, Pair, group_of
-from kandinsky5.demo.phrasing import Chooser, mention, mostly_first, one_of, plain_mention, with_article
+from kandinsky5.demo.phrasing import mention, mostly_first, one_of, plain_mention, with_article
 from kandinsky5.demo.world import Scene, Thing
 
 __all__ = ["instruct", "plain_instruction"]
@@ -39,7 +40,7 @@ class _Named:
     several: bool
 
 
-def instruct(edit: Edit, rng: Chooser) -> str:
+def instruct(edit: Edit, rng: random.Random) -> str:
     """An instruction for an edit. The same state of `rng` gives the same one."""
     form = mostly_first(rng, asked.EDITS[_form_of(edit)], 0.25)
     text = form.format(**_gaps(edit, rng))
@@ -73,7 +74,7 @@ def _changed(edit: Edit) -> tuple[Thing, ...]:
     return group_of(edit.target, edit.after) if edit.after else ()
 
 
-def _gaps(edit: Edit, rng: Chooser | None) -> dict[str, str]:
+def _gaps(edit: Edit, rng: random.Random | None) -> dict[str, str]:
     """What the forms of an edit may need; without a random generator in the plainest words."""
     gaps: dict[str, str] = {}
     if edit.kind == "ground":
@@ -97,7 +98,7 @@ def _gaps(edit: Edit, rng: Chooser | None) -> dict[str, str]:
     return gaps
 
 
-def _afterwards(edit: Edit, things: Sequence[Thing], rng: Chooser | None) -> dict[str, str]:
+def _afterwards(edit: Edit, things: Sequence[Thing], rng: random.Random | None) -> dict[str, str]:
     """What is to become of the group, or the group that is to be added."""
     thing, several = things[0], len(things) > 1
     singular, plural = _pick(_SHAPES[thing.shape], 0.72, rng)
@@ -117,7 +118,7 @@ def _afterwards(edit: Edit, things: Sequence[Thing], rng: Chooser | None) -> dic
     return gaps
 
 
-def _new(edit: Edit, things: Sequence[Thing], rng: Chooser | None) -> str:
+def _new(edit: Edit, things: Sequence[Thing], rng: random.Random | None) -> str:
     """The words for an added group; small, large, and fills that are not solid are always said."""
     thing = things[0]
     said = Group(
@@ -131,7 +132,7 @@ def _new(edit: Edit, things: Sequence[Thing], rng: Chooser | None) -> str:
     return (plain_mention(said) if rng is None else mention(said, True, rng, terse=False)).first
 
 
-def _where(edit: Edit, rng: Chooser | None) -> str:
+def _where(edit: Edit, rng: random.Random | None) -> str:
     """Where an added group is to stand, if that is asked."""
     if edit.place:
         return _pick(place_words.POSITION_WORDS[edit.place], 0.4, rng)
@@ -141,7 +142,7 @@ def _where(edit: Edit, rng: Chooser | None) -> str:
     return ""
 
 
-def _named(scene: Scene, pair: Pair, rng: Chooser | None) -> _Named:
+def _named(scene: Scene, pair: Pair, rng: random.Random | None) -> _Named:
     """A group of a scene in words that fit no other of its groups."""
     things, groups = group_of(scene, pair), scene.groups()
     thing, several = things[0], len(things) > 1
@@ -164,7 +165,7 @@ def _named(scene: Scene, pair: Pair, rng: Chooser | None) -> _Named:
     return _Named(text=f"{_determiner(len(things), rng)} {phrase}", several=several)
 
 
-def _determiner(count: int, rng: Chooser) -> str:
+def _determiner(count: int, rng: random.Random) -> str:
     draw = rng.random()
     if count == 1 or draw < 0.6:
         return "the"
@@ -175,6 +176,6 @@ def _determiner(count: int, rng: Chooser) -> str:
     return "both" if count == 2 else f"all {words.COUNT_WORDS[count][0]}"
 
 
-def _pick(options: Sequence[_T], chance: float, rng: Chooser | None) -> _T:
+def _pick(options: Sequence[_T], chance: float, rng: random.Random | None) -> _T:
     """The first option, or by chance one of the others."""
     return options[0] if rng is None else mostly_first(rng, options, chance)
