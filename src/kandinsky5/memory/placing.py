@@ -92,16 +92,19 @@ def plan_for_model(
 
     def needs(of: Sizes) -> Needs:
         network, encoder, vae = (model.components[name] for name in ("transformer", "text_encoder", "vae"))
-        return needs_of(network, encoder, vae, of, dtype, fast=fast, convolutions=_convolutions(device))
+        return needs_of(
+            network, encoder, vae, of, dtype, fast=fast, convolutions=_convolutions(device, dtype)
+        )
 
     return choose(choice, machine, sizes, needs)
 
 
-def _convolutions(device: torch.device) -> float:
-    """What an autoencoder that is placed on a device takes over what its tensors do."""
+def _convolutions(device: torch.device, dtype: torch.dtype) -> float:
+    """What an autoencoder that is placed on a device takes over what its tensors do; of float32 it is not measured."""
     if device.type == "cpu":
         return 1.0
-    return FUSED_CONVOLUTIONS if why_no_triton(device, float8=False) is None else CONVOLUTIONS
+    is_fused = dtype.itemsize == 2 and why_no_triton(device, float8=False) is None
+    return FUSED_CONVOLUTIONS if is_fused else CONVOLUTIONS
 
 
 def load_planned(
