@@ -217,7 +217,7 @@ class RunGroup:
             return [_guided_velocity(run, transformer, time, positions) for run, time in each]
         branches = [self.runs[i] for i in self._branches]
         if row_times is None:
-            row_times = torch.cat([timesteps[i].expand(len(self.runs[i].latents)) for i in self._branches])
+            (row_times,) = self.times([time.reshape(1) for time in timesteps])
         rows = torch.cat([run.network_input for run in branches])
         found = _velocity(transformer, rows, row_times, self._conditioning, positions)
         parts = list(found.split([len(run.latents) for run in branches]))

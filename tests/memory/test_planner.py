@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from kandinsky5.memory.activations import (
     operations_a_row,
     peak_bytes,
 )
+from kandinsky5.memory.machine import ASKED_SLACK, CONTEXT, HOST_LIBRARIES
 from kandinsky5.memory.overlap import which_stay
 from kandinsky5.memory.placing import choice_of
 from kandinsky5.memory.planner import (
@@ -49,7 +51,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def choice(model) -> Choice:
-    """With every format that some GPU has."""
+    return with_every_format(model)
+
+
+def with_every_format(model) -> Choice:
+    """That some GPU has."""
     found = choice_of(model, torch.device("cpu"))
     forms = {"transformer": ["bf16", "int8", "fp8", "nf4"], "text_encoder": ["bf16", "int8", "nf4"]}
     parts = {(name, form): model.part(name, form) for name in forms for form in forms[name]}
@@ -199,6 +205,34 @@ def test_seconds_and_bytes_are_those_that_were_measured(choice, machine):
         speed = there.link if plan["encoder_origin"] == "host" else there.disk
         seconds = row["steps"] * step + plan["bytes_per_prompt"] / speed + outside
         assert seconds == pytest.approx(row["seconds"], rel=0.1), row["row"]
+
+
+PAGE = Path(__file__).parents[2] / "docs/memory.md"
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["drawing", "editing"])
+def test_the_page_tells_what_slower_links_come_to(machine, edits):
+    """Milliseconds of a step, each task with its own model, in the bounds that `this_machine` leaves of a tier."""
+    model = published_model(DTYPE, edits=edits)
+    choice = with_every_format(model)
+    components = [model.components[name] for name in ("transformer", "text_encoder", "vae")]
+    needs = lru_cache(lambda of: needs_of(*components, of, DTYPE, fast=True, convolutions=FUSED_CONVOLUTIONS))
+    told = PAGE.read_text(encoding="utf-8").split("### Slower links, predicted")[1].split("###")[0]
+    rows = re.findall(r"^\| (\d+) GB \|(.*)\|$", told, flags=re.MULTILINE)
+    assert len(rows) == 5
+    for gigabytes, cells in rows:
+        device, host = int(gigabytes) * 1e9, TIERS[int(gigabytes)] * 1e9
+        for link, cell in zip((54e9, 45e9, 25e9, 12e9), cells.split("|"), strict=True):
+            there = machine(
+                "cuda",
+                device_bytes=int((device - CONTEXT) * ASKED_SLACK),
+                host_bytes=int(host - HOST_LIBRARIES - 0.6e9),  # what the process has by then
+                link=link,
+                products=635e12,
+            )
+            plan = choose(choice, there, sizes(edits=edits), needs)
+            expected = int(re.findall(r"\d{3}", cell)[edits])
+            assert round(plan.seconds_per_step * 1e3) == expected, (gigabytes, link)
 
 
 SPREAD = MEASURED.with_name("2026-11-28-memory-h200-spread.json")

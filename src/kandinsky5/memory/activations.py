@@ -31,9 +31,9 @@ CONVOLUTIONS: Final = 1.8
 1024 x 1024 in bfloat16, weights included, against 1.5 GiB counted here."""
 
 FUSED_CONVOLUTIONS: Final = 1.1
-"""The same with channels last and fused norms (`autoencoder`), where cuDNN takes no workspace: plans without tiles
-reserved at most 1.5 GB for decoding 1024 x 1024, of which 1.6 GB are counted here
-(benchmarks/results/2026-11-28-memory-h200-spread.json)."""
+"""The same with channels last and fused norms (`autoencoder`), where cuDNN seems to take no workspace: in 24 GB on an
+H200 the peak was 1.5 GB above the weights that are there while 1024 x 1024 is decoded, and 1.6 GB are counted here
+(benchmarks/results/2026-11-28-memory-h200-spread.json). The tenth is for what was not seen."""
 
 LIBRARIES: Final = 150 * 10**6
 """Bytes of cuBLAS's workspaces and of fragments, on CUDA."""
