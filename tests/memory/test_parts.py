@@ -7,10 +7,10 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kandinsky5.memory.formats import FORMATS, config, pack, packs, why_not
-from kandinsky5.memory.groups import groups_of
+from kandinsky5.memory.groups import groups_of, table_of
 from kandinsky5.memory.parts import COMPONENTS, model_of, narrow
 from kandinsky5.model.quantising import quantise
-from kandinsky5.pipelines import Kandinsky5T2IPipeline
+from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.streaming import Unit
 
 from .conftest import DTYPE
@@ -50,6 +50,20 @@ def test_as_stored(half_folder):
             real = [Unit("", place.module, without=place.without) for place in places]
             found = [sum(leaf.nbytes for leaf in unit.leaves) for unit in real]
             assert list(part.groups[group]) == found, (name, group)
+
+
+def test_a_table_that_the_head_multiplies_by_goes_where_the_head_is(half_folder, half_editing_folder):
+    """Of the published encoder the two are apart; of `half_editing_folder` they are one tensor."""
+    for pipeline, folder, tied in (
+        (Kandinsky5T2IPipeline, half_folder, False),
+        (Kandinsky5I2IPipeline, half_editing_folder, True),
+    ):
+        loaded = pipeline.from_pretrained(folder).text_encoder
+        planned = model_of(folder, DTYPE)
+        for encoder in (loaded, planned.components["text_encoder"]):
+            assert (table_of("text_encoder", encoder) is None) == tied
+        assert (planned.part("text_encoder", "bf16").table == 0) == tied
+        assert planned.part("text_encoder", "bf16").total <= real_bytes(loaded)
 
 
 def test_in_another_dtype_what_diffusers_keeps_is_float32(half_folder):

@@ -14,6 +14,7 @@ from kandinsky5.model.blocks import Modulation
 from kandinsky5.model.fast import TEXT_MULTIPLE, FastPath, prepare_for_speed
 from kandinsky5.model.products import joined
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
+from kandinsky5.placement import use_mode
 from kandinsky5.records import Conditioning
 
 from . import reference
@@ -501,3 +502,19 @@ def test_on_cuda_with_triton(graphs):
         network.visual_transformer_blocks[0].feed_forward.in_layer.weight
     )
     assert relative_rms(forward(network, inputs, path), forward(network, inputs)) < 1e-4, "weights that moved"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["exact", "fp8"])
+def test_a_replay_is_what_is_launched(mode):
+    """Bit for bit, and again with another prompt in the same memory."""
+    config = config_of("t2i", model_dim=256, axes_dims=(16, 24, 24), ff_dim=512, num_visual_blocks=5)
+    network = drawn(Kandinsky5Transformer3DModel(**config)).to("cuda", torch.bfloat16)
+    use_mode(network, mode, graphs=False)
+    launched, replayed = network.fast_path, FastPath(float8=mode == "fp8", graphs=True)
+    for seed in range(6):
+        inputs = inputs_for(config, height=32, width=32, seed=seed).arguments()
+        inputs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        inputs["visual_rope_pos"] = [p.cuda() for p in inputs["visual_rope_pos"]]
+        assert torch.equal(forward(network, inputs, replayed), forward(network, inputs, launched))
+    assert len(replayed.replays) == 1

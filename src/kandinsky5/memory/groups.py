@@ -44,8 +44,11 @@ def groups_of(component: str, model: nn.Module) -> Mapping[str, Sequence[Place]]
 
 
 def table_of(component: str, model: nn.Module) -> nn.Module | None:
-    """A table of vectors of which only a few are looked up."""
-    return model.get_submodule("model.language_model.embed_tokens") if component == "text_encoder" else None
+    """A table of vectors of which only a few are looked up; none where the encoder's head multiplies by all of them."""
+    if component != "text_encoder":
+        return None
+    table, head = model.get_submodule("model.language_model.embed_tokens"), model.get_submodule("lm_head")
+    return None if getattr(head, "weight", None) is table.weight else table
 
 
 def _numbered(model: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
