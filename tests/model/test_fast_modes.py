@@ -154,12 +154,13 @@ def test_offloaded_between_calls(name):
     assert relative_rms(found[1], found[0]) < (1e-3 if name == "exact" else 0.2)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("exact", 1e-4), ("fp8", 0.18)])
-def test_the_embedded_model_draws_the_same(name, bound):
+@pytest.mark.parametrize(("name", "steps", "bound"), [("exact", 3, 1e-4), ("fp8", 2, 0.12)])
+def test_the_embedded_model_draws_the_same(name, steps, bound):
     """With a callback, an empty negative prompt and two prompts of unequal length, at the size it was trained for.
 
-    At others its few large steps may decide differently for the smallest difference. fp8 is 0.172 off with the weights
-    of 28 November 2026; with those before it was under 0.15. What that does to pictures: docs/performance.md.
+    At others its few large steps may decide differently for the smallest difference. For that of float8 they may from
+    the third step on: 0.07 to 1.0 off after three by noise and prompt, where two are 0.07 to 0.10 off, with these
+    weights and with those before. What that does to pictures: docs/performance.md.
     """
     found = {}
     for mode in (None, name):
@@ -173,7 +174,7 @@ def test_the_embedded_model_draws_the_same(name, bound):
 
         found[mode] = pipe(
             ["a red circle", "two small blue squares on a white ground"],
-            num_inference_steps=3,
+            num_inference_steps=steps,
             generator=torch.Generator().manual_seed(1),
             callback_on_step_end=nudge,
             output_type="latent",
