@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,14 @@ def expected(half_folder):
 
 PLACES = {
     "all on the device": {},
-    "encoder from disk": {"encoder_origin": "disk", "slots": 2},
-    "encoder from host memory": {"encoder_origin": "host", "slots": 2},
+    "encoder from disk": {"encoder_origin": "disk", "resident_layers": 0, "slots": 2},
+    "encoder from host memory": {"encoder_origin": "host", "resident_layers": 0, "slots": 2},
+    "a layer from host memory": {"encoder_origin": "host", "resident_layers": 1, "slots": 2},
     "blocks from disk": {"network_origin": "disk", "resident_blocks": 0, "slots": 2},
     "a block from host memory": {"network_origin": "host", "resident_blocks": 1, "slots": 2},
     "everything that can": {
-        "network_origin": "host", "encoder_origin": "disk", "resident_blocks": 0, "slots": 2, "small_stream": True,
+        "network_origin": "host", "encoder_origin": "disk", "resident_blocks": 0, "resident_layers": 0, "slots": 2,
+        "small_stream": True,
     },
 }  # fmt: skip
 
@@ -77,6 +80,29 @@ def test_the_picture_of_the_resident_pipeline(half_folder, machine, expected, ch
     assert is_streamed(pipe.transformer) == ("network_origin" in changes)
     assert is_streamed(pipe.text_encoder) == ("encoder_origin" in changes)
     assert {p.dtype for p in pipe.transformer.parameters()} == {DTYPE}, "modulation stays as it is stored"
+
+
+@pytest.mark.parametrize(
+    ("component", "tensor"),
+    [
+        ("transformer", "visual_transformer_blocks.0.feed_forward.in_layer.weight"),
+        ("transformer", "out_layer.out_layer.weight"),
+        ("text_encoder", "model.embed_tokens.weight"),
+        ("text_encoder", "model.layers.0.mlp.up_proj.weight"),
+    ],
+    ids=["block", "end", "table", "layer"],
+)
+def test_what_stays_beside_what_is_read_later_is_looked_at(half_folder, tmp_path, machine, component, tensor):
+    """Of what streams the values are looked at when they are first read."""
+    folder = Path(shutil.copytree(half_folder, tmp_path / "folder"))
+    (file,) = (folder / component).glob("*.safetensors")
+    tensors = load_file(file)
+    tensors[tensor].view(-1)[0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    changes = {"network_origin": "disk", "resident_blocks": 1, "encoder_origin": "disk", "resident_layers": 1}
+    plan = plan_of(folder, machine, slots=1, **changes)
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_planned(Kandinsky5T2IPipeline, folder, plan, dtype=DTYPE)
 
 
 def test_a_small_machine_streams_from_disk(half_folder, machine, expected):

@@ -98,6 +98,22 @@ def test_nothing_moves_where_all_of_it_fits(choice, needs, machine):
     assert plan.bytes_per_step == plan.bytes_per_prompt == 0
 
 
+def test_room_that_blocks_leave_is_for_layers(choice, needs, machine):
+    """An encoder that streams keeps what fits beside a network that stays, and says so."""
+    there = dataclasses.replace(tier(machine, 24, 40), link=50e9)
+    plan = choose(choice, there, sizes(), needs)
+    assert (plan.resident_blocks, plan.encoder_origin, plan.layers) == (50, "host", 28)
+    layers = choice.parts["text_encoder", "bf16"].groups["layers"]
+    arriving = plan.layers - plan.resident_layers
+    assert 3 <= arriving < 14 and plan.bytes_per_prompt == arriving * layers[0]
+    assert there.device_bytes - plan.device_bytes < layers[0], "and no more would fit"
+    assert f"{plan.resident_layers} of 28 layers on cuda, the others streamed from host memory" in str(plan)
+    whole = dataclasses.replace(there, device_bytes=plan.device_bytes - plan.resident_layers * layers[0])
+    without = choose(choice, whole, sizes(), needs)
+    assert without.resident_layers == 0 and without.bytes_per_prompt == 28 * layers[0]
+    assert without.host_bytes - plan.host_bytes == plan.resident_layers * layers[0]
+
+
 def test_weights_stay_as_they_are_where_streaming_them_costs_nothing(choice, needs, machine):
     """A fast link and much host memory: no format is worth its loss."""
     for gigabytes in (24, 16, 12, 8, 6):

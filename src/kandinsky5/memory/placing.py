@@ -35,7 +35,16 @@ from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.pipelines.folder import KINDS, LIGHT, check_folder, stored_tensors, stored_weights
 from kandinsky5.placement import AUTO, use_fast_autoencoder, use_mode
-from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, Unit, give_back, look_up_on_host, settle
+from kandinsky5.streaming import (
+    Conveyor,
+    FileBytes,
+    HostBytes,
+    Unit,
+    give_back,
+    look_up_on_host,
+    settle,
+    units_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +149,9 @@ def load_planned(
     if model.is_narrow:
         narrow(pipeline.transformer, dtype)
     place(pipeline, plan, folder=folder, variant=variant)
+    for name in late:
+        component = getattr(pipeline, name)
+        check_finite(component, folder / name, without=units_of(component))
     return pipeline
 
 
@@ -238,13 +250,11 @@ def _place_one(name: str, module: nn.Module, plan: Plan, device: torch.device, s
     groups = groups_of(name, module)
     streams: list[tuple[Sequence[Place], Origin, int]] = []
     if name == "transformer":
-        resident = which_stay(len(groups["blocks"]), plan.resident_blocks)
-        coming = [place for place, stay in zip(groups["blocks"], resident, strict=True) if not stay]
-        streams.append((coming, plan.network_origin, plan.slots))
+        streams.append((_coming(groups["blocks"], plan.resident_blocks), plan.network_origin, plan.slots))
         if plan.small_stream:
             streams += [(groups[group], plan.network_origin, SMALL_SLOTS) for group in ("modulation", "text")]
     elif name == "text_encoder" and plan.encoder_origin != "device":
-        streams.append((groups["layers"], plan.encoder_origin, plan.slots))
+        streams.append((_coming(groups["layers"], plan.resident_layers), plan.encoder_origin, plan.slots))
         streams.append((groups.get("vision", ()), plan.encoder_origin, SMALL_SLOTS))
     elif name == "text_encoder_2" and plan.small_stream:
         streams.append((groups["whole"], "host", 1))
@@ -261,6 +271,11 @@ def _place_one(name: str, module: nn.Module, plan: Plan, device: torch.device, s
     for places, origin, slots in streams:
         if places:
             _convey(name, places, origin, slots, device, stored)
+
+
+def _coming(places: Sequence[Place], resident: int) -> list[Place]:
+    """Those that do not stay on the device."""
+    return [place for place, stay in zip(places, which_stay(len(places), resident), strict=True) if not stay]
 
 
 def _convey(

@@ -30,6 +30,7 @@ class Plan:
     network_origin, encoder_origin: where those of their weights wait that are not on the device.
     blocks, resident_blocks: how many blocks the network has, and how many of them stay on the device
         (`memory.overlap.which_stay` says which).
+    layers, resident_layers: the same of Qwen's layers.
     small_stream: modulation, text blocks and CLIP come and go as well.
     slots: blocks on the device at once of those that stream.
     tile: pixels of the autoencoder's tiles; None works on whole pictures.
@@ -50,6 +51,8 @@ class Plan:
     encoder_origin: Origin
     blocks: int
     resident_blocks: int
+    layers: int
+    resident_layers: int
     small_stream: bool
     slots: int
     tile: int | None
@@ -85,7 +88,10 @@ class Plan:
             network += f", {streamed} {WAITS[self.network_origin]} through {self.slots} slots"
         if self.small_stream:
             network += "; modulation, text blocks and CLIP come and go too"
-        encoder = f"Qwen2.5-VL {self.encoder}, {WAITS[self.encoder_origin]}"
+        encoder = f"Qwen2.5-VL {self.encoder}, "
+        if 0 < self.resident_layers < self.layers:
+            encoder += f"{self.resident_layers} of {self.layers} layers on {self.device}, the others "
+        encoder += WAITS[self.encoder_origin]
         vae = "autoencoder whole" if self.tile is None else f"autoencoder in tiles of {self.tile} pixels"
         guidance = "guidance branches together" if self.batched_guidance else "guidance branches in turn"
         what = f"{self.pictures} of " if self.pictures > 1 else ""

@@ -163,7 +163,7 @@ def _drafts(choice: Choice, machine: Machine) -> Iterator[_Draft]:
 
 
 def _filled(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes, needs: Needs) -> Plan:
-    """The plan of a draft, with as many blocks on the device as there is room for."""
+    """The plan of a draft, with as many blocks on the device as there is room for, then as many of Qwen's layers."""
     network = choice.parts["transformer", draft.network]
     blocks = network.groups["blocks"]
     slots = min(draft.slots, len(blocks))
@@ -181,6 +181,9 @@ def _filled(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes, needs
     small = network.group("modulation") + network.group("text") if draft.small_stream else 0
     often, seldom = _brought(draft, network, needs, streamed, slots)
     encoder = choice.parts["text_encoder", draft.encoder]
+    keeps, arriving = _layers(draft, encoder, room=machine.device_bytes - max(stages.values()))
+    if draft.encoder_origin != "device":
+        stages = {name: size + encoder.group("layers") - arriving for name, size in stages.items()}
     streams = streamed or draft.small_stream
     return Plan(
         device=str(machine.device),
@@ -190,6 +193,8 @@ def _filled(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes, needs
         encoder_origin=draft.encoder_origin,
         blocks=len(blocks),
         resident_blocks=resident,
+        layers=len(encoder.groups["layers"]),
+        resident_layers=keeps,
         small_stream=draft.small_stream,
         slots=slots if streams or draft.encoder_origin != "device" else 0,
         tile=TILE if draft.tiled else None,
@@ -200,16 +205,26 @@ def _filled(draft: _Draft, choice: Choice, machine: Machine, sizes: Sizes, needs
         edits=sizes.edits,
         text_tokens=sizes.text_tokens,
         device_bytes=max(stages.values()),
-        host_bytes=_host_bytes(draft, choice, machine, slots, sum(streamed), small),
+        host_bytes=_host_bytes(draft, choice, machine, slots, sum(streamed), small, arriving),
         bytes_per_step=often + seldom,
-        bytes_per_prompt=0 if draft.encoder_origin == "device" else encoder.group("layers"),
+        bytes_per_prompt=arriving,
         seconds_per_step=_step_seconds(draft, machine, needs, stays, slots, often, seldom),
         stages=stages,
     )
 
 
+def _layers(draft: _Draft, encoder: Part, *, room: int) -> tuple[int, int]:
+    """How many of Qwen's layers stay on the device, where there is room for some, and the bytes of the others."""
+    layers = encoder.groups["layers"]
+    if draft.encoder_origin == "device":
+        return len(layers), 0
+    keeps = min(max(0, len(layers) - draft.slots), max(0, room) // encoder.largest("layers"))
+    stays = which_stay(len(layers), keeps)
+    return keeps, sum(size for size, stay in zip(layers, stays, strict=True) if not stay)
+
+
 def _stages(draft: _Draft, choice: Choice, machine: Machine, needs: Needs, *, slots: int) -> dict[str, int]:
-    """Bytes of the device in each stage, without the blocks that stay there."""
+    """Bytes of the device in each stage, without what stays there of blocks and layers where the others come."""
     network, encoder = choice.parts["transformer", draft.network], choice.parts["text_encoder", draft.encoder]
     clip, vae = choice.parts["text_encoder_2", PLAIN], choice.parts["vae", PLAIN]
     small = network.group("modulation") + network.group("text") + clip.group("whole")
@@ -234,8 +249,10 @@ def _stages(draft: _Draft, choice: Choice, machine: Machine, needs: Needs, *, sl
     }
 
 
-def _host_bytes(draft: _Draft, choice: Choice, machine: Machine, slots: int, moved: int, small: int) -> int:
-    """The larger of what loading takes and of what waits there afterwards."""
+def _host_bytes(
+    draft: _Draft, choice: Choice, machine: Machine, slots: int, moved: int, small: int, arriving: int
+) -> int:
+    """The larger of what loading takes and of what waits there afterwards: blocks, small parts, Qwen's layers."""
     used = {
         "transformer": draft.network,
         "text_encoder": draft.encoder,
@@ -254,7 +271,7 @@ def _host_bytes(draft: _Draft, choice: Choice, machine: Machine, slots: int, mov
         waiting += slots * network.largest("blocks") if moved else 0
         waiting += SMALL_SLOTS * (network.largest("modulation") + network.largest("text")) if small else 0
     if draft.encoder_origin == "host":
-        waiting += encoder.group("layers") + encoder.group("vision")
+        waiting += arriving + encoder.group("vision")
     elif draft.encoder_origin == "disk":
         waiting += draft.slots * encoder.largest("layers") + SMALL_SLOTS * encoder.largest("vision")
     return max(waiting, sum(part.total for part in own.values()))

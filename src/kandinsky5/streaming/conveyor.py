@@ -235,9 +235,14 @@ def is_arrival(hook: Callable[..., Any]) -> bool:
     return isinstance(getattr(hook, "__self__", None), Conveyor)
 
 
+def units_of(module: nn.Module) -> list[nn.Module]:
+    """The parts of a module that are units."""
+    return [part for part in module.modules() if hasattr(part, ATTRIBUTE)]
+
+
 def is_streamed(module: nn.Module) -> bool:
     """Whether any part of a module is a unit."""
-    return any(hasattr(part, ATTRIBUTE) for part in module.modules())
+    return bool(units_of(module))
 
 
 def release(module: nn.Module) -> None:
