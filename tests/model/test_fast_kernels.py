@@ -223,7 +223,7 @@ def test_gelu_before_it_is_rounded(kernels, device):
         device
     )
     found = kernels.gelu(x[None, :, None].expand(1, -1, 16).contiguous(), True).scale[0, :, 0] * LARGEST
-    assert ((found - F.gelu(x.double()).abs()).abs() - 3e-7 * x.abs()).max() < 4e-6
+    assert ((found - F.gelu(x.double()).abs()).abs() - 3e-7 * x.abs()).max() < 2e-7
 
 
 def test_a_row_keeps_its_own_scale(kernels, draw, dtype):
@@ -261,7 +261,7 @@ def test_what_is_not_a_number_stays_so_in_float8(kernels, draw):
 
 
 def test_float8_kernels_round_as_the_eager_ones(kernels, draw, dtype):
-    """To the neighbouring float8 at most, where two quotients, or two GELUs, fall on two sides of a middle."""
+    """To the neighbouring float8 at most, where two ways to divide fall on two sides of a middle."""
     x = draw(B, N, D, dtype=dtype)
     wide = torch.linspace(-6, 6, B * N * D, device=x.device).view(D, -1).T.reshape(B, N, D).to(dtype)
     for found, expected in [
@@ -269,7 +269,7 @@ def test_float8_kernels_round_as_the_eager_ones(kernels, draw, dtype):
         (kernels.gelu(x, True), EAGER.gelu(x, True)),
         (kernels.gelu(wide, True), EAGER.gelu(wide, True)),
     ]:
-        torch.testing.assert_close(found.scale, expected.scale, rtol=2e-6, atol=0)
+        torch.testing.assert_close(found.scale, expected.scale, rtol=1e-6, atol=0)
         values, wanted = found.values.float(), expected.values.float()
         values = carried_over(values, wanted) if INTERPRETED else values
         differs = values != wanted

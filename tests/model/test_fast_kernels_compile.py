@@ -47,10 +47,17 @@ def cases(out):
     for gated, normed in ((True, True), (False, True), (True, False)):
         flags = {"GATED": gated, "NORM": normed, "QUANTISE": quantise}
         yield triton_kernels._residual_norm, norm, sizes | flags, warps(triton_kernels.warps_of(512))
-    if quantise:
-        for gelu, width, part in ((True, FF_WIDTH, 2048), (False, WIDTH, 512)):
-            constants = {"WIDTH": width, "PARTS": 5, "PART": part, "GELU": gelu, **FLOAT8}
-            yield triton_kernels._row, row, constants, warps(triton_kernels.warps_of(part))
+    # In float8 whole rows, else parts of them.
+    for gelu, width, part in (
+        ((True, FF_WIDTH, 2048), (False, WIDTH, 512)) if quantise else ((True, 2048, 2048),)
+    ):
+        constants = {"WIDTH": width, "PARTS": width // part, "PART": part, "GELU": gelu, **FLOAT8}
+        yield (
+            triton_kernels._row,
+            row,
+            constants | {"QUANTISE": quantise},
+            warps(triton_kernels.warps_of(part)),
+        )
     for rotated in (True, False):
         yield (
             triton_kernels._heads,
