@@ -25,7 +25,7 @@ from kandinsky5.generated import GeneratedImage
 from kandinsky5.out_of_memory import is_out_of_memory
 from kandinsky5.pictures import Fit, content_hash, fit_picture
 from kandinsky5.pipelines.call import Call
-from kandinsky5.pipelines.prompt_input import Prompts
+from kandinsky5.pipelines.remembered import RememberedPrompts, Texts
 from kandinsky5.request import EditRequest, ImageRequest, choose_seed
 from kandinsky5.version import __version__
 
@@ -57,6 +57,7 @@ class Engine:
         self.pipeline = pipeline
         self.source = source
         self.adapters = NamedAdapters(pipeline) if adapters is None else adapters
+        self._remembered = RememberedPrompts()
 
     def over(self, pipeline: "Kandinsky5T2IPipeline | Kandinsky5I2IPipeline") -> "Engine":
         """An engine of another task, whose pipeline has the same network and so the same adapters."""
@@ -133,18 +134,24 @@ class Engine:
     def begin(self, resolved: ImageRequest, picture: Image.Image | None = None) -> tuple[Run, Fit | None]:
         """A resolved request before its first step, and how the source of an edit came to its size.
 
-        Steps from here, with the request's adapters worn at each, and `develop` give what `generate` gives. Raises as
-        `generate` does.
+        Steps from here, with the request's adapters worn at each, and `develop` give what `generate` gives. A prompt
+        that was asked for lately is not encoded again. Raises as `generate` does.
         """
         assert resolved.width and resolved.height and resolved.max_sequence_length
+        assert resolved.guidance is not None
         fit = None
         pictures: list[Image.Image] = []
         if isinstance(resolved, EditRequest) and picture is not None:
             _check_source(resolved, picture)
             fitted, fit = fit_picture(picture, (resolved.width, resolved.height), resolved.fit)
             pictures = [fitted]
+        texts = Texts(
+            prompt=resolved.prompt,
+            negative=resolved.negative_prompt if resolved.guidance > 1 else None,
+            tokens=resolved.max_sequence_length,
+        )
         call = Call(
-            prompts=Prompts.from_call(resolved.prompt, resolved.negative_prompt, *[None] * 6),
+            prompts=texts.prompts if pictures else self._remembered.of(texts),
             width=resolved.width,
             height=resolved.height,
             num_inference_steps=resolved.steps,
@@ -159,7 +166,10 @@ class Engine:
             pictures=pictures,
         )
         with self._room_for(resolved):
-            return self.pipeline.begin(call), fit
+            run = self.pipeline.begin(call)
+        if not pictures:
+            self._remembered.keep(texts, run.positive, run.negative)
+        return run, fit
 
     def image_tokens(self, resolved: ImageRequest, picture: Image.Image | None) -> int:
         """How many tokens the text encoder is given of the source of an edit; 0 without one."""

@@ -16,6 +16,7 @@ from kandinsky5.engine import Engine
 from kandinsky5.lora import LoraFormat, write_lora
 from kandinsky5.pictures import content_hash
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.pipelines.remembered import KEPT
 from kandinsky5.placement import use_mode
 from kandinsky5.request import EditRequest, ImageRequest
 from kandinsky5.service.messages import Begin, Begun, Failed, Finished, Previewed, Report, Stepped
@@ -447,3 +448,48 @@ def test_nothing_is_made_ahead_where_sizes_take_turns(stepwise: Stepwise, expect
     for name, width in (("small", 64), ("wide", 96)):
         stepwise.begin(Begin(id=name, request=asked(SHORT, 1, width=width)))
     assert len(finished(run(stepwise))) == 2 and expected == []
+
+
+def test_a_prompt_that_comes_again_is_not_encoded_again(engines: dict) -> None:
+    """With another seed, number, size or step; its picture has the bytes of the same request asked alone."""
+    engine, encoded = engines["text-to-image"], []
+    handle = engine.pipeline.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
+
+    def states(prompt: str = SHORT, seed: int = 1, **settings) -> torch.Tensor:
+        return engine.begin(engine.resolve(asked(prompt, seed, **settings)))[0].positive.text
+
+    first = states()
+    assert torch.equal(states(seed=2, width=96, steps=9), first) and len(encoded) == 1
+    assert len(states(count=3)) == 3 and len(encoded) == 1
+    for others, settings in enumerate(
+        [{"negative_prompt": "grey"}, {"guidance": 1.0}, {"max_sequence_length": 64}, {"prompt": LONG}],
+        start=2,
+    ):
+        states(**settings)
+        states(seed=7, **settings)
+        assert len(encoded) == others, settings
+    for i in range(KEPT):
+        states(f"{SHORT} {i}")
+    states()
+    assert len(encoded) == 5 + KEPT + 1, "the oldest has gone"
+    handle.remove()
+    engine.begin(engine.resolve(asked(MIDDLE, 1)))
+    again = engine.resolve(asked(MIDDLE, 2, guidance=4.0))
+    fresh = Engine(engine.pipeline, source="tiny")
+    pictures = [finished(run_alone(one, again))["x"].pictures[0].image for one in (engine, fresh)]
+    assert difference(*pictures) == 0
+
+
+def run_alone(engine: Engine, request: ImageRequest) -> list[Report]:
+    stepwise = Stepwise({"text-to-image": engine}, most=1)
+    assert isinstance(stepwise.begin(Begin(id="x", request=request)), Begun)
+    return list(run(stepwise))
+
+
+def test_an_edit_is_encoded_with_its_own_picture(engines: dict) -> None:
+    engine, sources = engines["editing"], [picture(64, 64), picture(64, 64).rotate(90)]
+    states = []
+    for source in sources:
+        request = EditRequest(prompt=SHORT, seed=5, width=64, height=64, source=content_hash(source))
+        states.append(engine.begin(engine.resolve(request, source), source)[0].positive.text)
+    assert not torch.equal(*states)
