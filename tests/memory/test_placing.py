@@ -86,11 +86,12 @@ def test_the_picture_of_the_resident_pipeline(half_folder, machine, expected, ch
     ("component", "tensor"),
     [
         ("transformer", "visual_transformer_blocks.0.feed_forward.in_layer.weight"),
+        ("transformer", "visual_transformer_blocks.1.visual_modulation.out_layer.weight"),
         ("transformer", "out_layer.out_layer.weight"),
         ("text_encoder", "model.embed_tokens.weight"),
         ("text_encoder", "model.layers.0.mlp.up_proj.weight"),
     ],
-    ids=["block", "end", "table", "layer"],
+    ids=["block", "modulation of a block that streams", "end", "table", "layer"],
 )
 def test_what_stays_beside_what_is_read_later_is_looked_at(half_folder, tmp_path, machine, component, tensor):
     """Of what streams the values are looked at when they are first read."""

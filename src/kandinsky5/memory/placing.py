@@ -43,7 +43,7 @@ from kandinsky5.streaming import (
     give_back,
     look_up_on_host,
     settle,
-    units_of,
+    streamed_parameters,
 )
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def load_planned(
     place(pipeline, plan, folder=folder, variant=variant)
     for name in late:
         component = getattr(pipeline, name)
-        check_finite(component, folder / name, without=units_of(component))
+        check_finite(component, folder / name, without=streamed_parameters(component))
     return pipeline
 
 

@@ -235,14 +235,15 @@ def is_arrival(hook: Callable[..., Any]) -> bool:
     return isinstance(getattr(hook, "__self__", None), Conveyor)
 
 
-def units_of(module: nn.Module) -> list[nn.Module]:
-    """The parts of a module that are units."""
-    return [part for part in module.modules() if hasattr(part, ATTRIBUTE)]
-
-
 def is_streamed(module: nn.Module) -> bool:
     """Whether any part of a module is a unit."""
-    return bool(units_of(module))
+    return any(hasattr(part, ATTRIBUTE) for part in module.modules())
+
+
+def streamed_parameters(module: nn.Module) -> list[Tensor]:
+    """The parameters of a module that come and go; what a unit leaves out is not among them."""
+    units = [entry[1] for part in module.modules() if (entry := getattr(part, ATTRIBUTE, None))]
+    return [parameter for unit in units for parameter in unit.parameters]
 
 
 def release(module: nn.Module) -> None:

@@ -97,6 +97,12 @@ class Unit:
         """All plain tensors, in the order of their bytes."""
         return (leaf for piece in self._pieces for leaf in piece.leaves)
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The module's parameters among its tensors."""
+        named = (piece.owner._parameters.get(piece.name) for piece in self._pieces)
+        return [parameter for parameter in named if parameter is not None]
+
     def put_in(self, run: Tensor) -> None:
         """Make the bytes of a run (at least `nbytes`,) uint8 the module's tensors."""
         key = run.data_ptr()
