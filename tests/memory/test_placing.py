@@ -211,6 +211,23 @@ def test_what_would_fit_is_named(half_folder, machine):
         )  # fmt: skip
 
 
+def test_encoders_keep_no_slots_while_the_network_runs(half_folder, machine):
+    """Nor after `encode_prompt`: what plans say of the steps counts none."""
+    plan = plan_of(half_folder, machine, **PLACES["everything that can"])
+    pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE)
+    conveyors = {
+        entry[0]
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2)
+        for part in encoder.modules()
+        if (entry := getattr(part, ATTRIBUTE, None))
+    }
+    kept = []
+    draw(pipe, callback_on_step_end=lambda *_: kept.append(sum(len(c._slots) for c in conveyors)) or {})
+    pipe.encode_prompt(SHORT)
+    kept.append(sum(len(c._slots) for c in conveyors))
+    assert len(conveyors) == 2 and all(conveyor.moved for conveyor in conveyors) and kept == [0, 0, 0, 0]
+
+
 def test_running_out_in_the_middle_names_plan_and_the_next_request_works(half_folder, machine, expected):
     plan = plan_of(half_folder, machine, **PLACES["everything that can"])
     pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE)
