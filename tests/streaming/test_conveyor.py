@@ -88,6 +88,38 @@ def test_some_blocks_stay(folder):
     assert {unit.name[-1] for unit in conveyor.units} == {"3", "4"}
 
 
+def replaced(network: nn.Module) -> None:
+    """Other tensors in place of some weights, as `fuse_lora(safe_fusing=True)` leaves them."""
+    for block in network.visual_transformer_blocks:  # type: ignore[union-attr]
+        block.feed_forward.in_layer.weight.data = block.feed_forward.in_layer.weight.data * 2
+
+
+@pytest.mark.parametrize("already_used", [False, True])
+def test_weights_that_were_replaced_in_memory_come_along(already_used):
+    network, reference = build(), build()
+    replaced(reference)
+    conveyor = from_host(network)
+    if already_used:
+        velocity(network)
+        conveyor.release()
+    replaced(network)
+    conveyor.release()  # a call that ended before its first step
+    assert torch.equal(velocity(network), velocity(reference))
+    assert torch.equal(velocity(network), velocity(reference)), "and once more, from where they rest now"
+
+
+def test_weights_that_were_replaced_in_memory_are_not_read_from_files(folder):
+    network = Kandinsky5Transformer3DModel.from_pretrained(folder)
+    conveyor = from_files(network, folder)
+    velocity(network)
+    conveyor.release()
+    replaced(network)
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"feed_forward\.in_layer\.weight.* was changed in memory"):
+            velocity(network)
+        conveyor.release()
+
+
 @pytest.mark.parametrize("fast", [False, True], ids=["ordinary", "fast"])
 def test_the_same_velocity_from_files(folder, fast):
     network = Kandinsky5Transformer3DModel.from_pretrained(folder)

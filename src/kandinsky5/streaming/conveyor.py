@@ -90,9 +90,9 @@ class Conveyor:
                 raise
         if slot.arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(slot.arrived)
+        slot.busy = True
         unit.put_in(slot.buffer)
         unit.bring_strays(self.device)
-        slot.busy = True
         ahead = self._following(unit)
         for following in ahead:
             if self._holding(following) is None and self._free([unit, *ahead]) is not None:

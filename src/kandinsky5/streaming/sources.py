@@ -63,8 +63,14 @@ class HostBytes:
             give_back()  # what the tensors were before
 
     def run(self, unit: Unit) -> Tensor:
-        """(nbytes,) uint8 of a unit."""
-        return self._runs[id(unit)]
+        """(nbytes,) uint8 of a unit that rests, with the values that its tensors have by now."""
+        run = self._runs[id(unit)]
+        changed = [(leaf, now) for leaf, now in unit.at_rest() if now.data_ptr() != leaf.tensor.data_ptr()]
+        for leaf, now in changed:
+            leaf.view(run).copy_(now)
+        if changed:
+            unit.rest_in(run)
+        return run
 
 
 class FileBytes:
@@ -114,14 +120,14 @@ class FileBytes:
 
     def _check(self, unit: Unit, run: Tensor) -> None:
         first = id(unit) not in self._seen
-        for leaf, place in self._places[id(unit)]:
+        for (leaf, place), (_, now) in zip(self._places[id(unit)], unit.at_rest(), strict=True):
             values = leaf.view(run)
             if first and not is_finite(values):
                 raise CheckpointError(
                     f"Tensor {place.name!r} in {place.file} has values that are not finite (NaN or infinity). Fetch it "
                     "again."
                 )
-            if not torch.equal(_sample(leaf.tensor), _sample(values)):
+            if not torch.equal(_sample(now), _sample(values)):
                 raise RequestError(
                     f"Tensor {leaf.name!r} of {unit.name} was changed in memory (a fused adapter, say), but this plan "
                     f"reads it from {place.file.name} each time it is used; load the pipeline with more memory."
