@@ -47,8 +47,12 @@ def draw(pipe: Kandinsky5T2IPipeline, **arguments: object) -> torch.Tensor:
     ).image
 
 
-def plan_of(folder: Path, machine, *, edits: bool = False, **changes: object) -> Plan:
-    plan = plan_for(folder, SMALL, device=CPU, dtype=DTYPE, edits=edits, machine=machine("cpu"))
+def plan_of(
+    folder: Path, machine, *, edits: bool = False, variant: str | None = None, **changes: object
+) -> Plan:
+    plan = plan_for(
+        folder, SMALL, device=CPU, dtype=DTYPE, edits=edits, variant=variant, machine=machine("cpu")
+    )
     return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]
 
 
@@ -104,6 +108,24 @@ def test_what_stays_beside_what_is_read_later_is_looked_at(half_folder, tmp_path
     plan = plan_of(folder, machine, slots=1, **changes)
     with pytest.raises(CheckpointError, match="not finite"):
         load_planned(Kandinsky5T2IPipeline, folder, plan, dtype=DTYPE)
+
+
+def test_a_variant_of_the_network_alone_streams_beside_the_usual_encoder(
+    half_folder, tmp_path, machine, expected
+):
+    folder = Path(shutil.copytree(half_folder, tmp_path / "folder"))
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    file.rename(file.with_suffix(".bf16.safetensors"))
+    plan = plan_of(
+        folder,
+        machine,
+        variant="bf16",
+        network_origin="disk",
+        resident_blocks=0,
+        **PLACES["encoder from disk"],
+    )
+    pipe = load_planned(Kandinsky5T2IPipeline, folder, plan, dtype=DTYPE, variant="bf16")
+    assert torch.equal(draw(pipe), expected)
 
 
 def test_a_small_machine_streams_from_disk(half_folder, machine, expected):

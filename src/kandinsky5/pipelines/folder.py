@@ -147,7 +147,7 @@ def load_tokenizer(folder: Path) -> Any:
 def stored_tensors(name: str, folder: Path, variant: str | None = None) -> dict[str, StoredTensor]:
     """What the files of one of a pipeline's models hold, by the names of today's library; without a check of names."""
     kind = KINDS[name]
-    return _renamed(read_weights(folder / name, kind.library, variant), kind, folder / name)
+    return _renamed(stored_weights(folder / name, kind.library, variant), kind, folder / name)
 
 
 def _read_index(folder: Path, brought: Collection[str]) -> dict[str, Any]:
