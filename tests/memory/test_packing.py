@@ -15,12 +15,14 @@ from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.loading import load_pipeline
 from kandinsky5.memory import load_planned
 from kandinsky5.memory.packing import write_packed
+from kandinsky5.memory.parts import model_of
 from kandinsky5.model.quantising import quantise
 from kandinsky5.model.scaled import ScaledLinear
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
 
 from .conftest import DTYPE
+from .test_parts import real_bytes
 from .test_placing import PLACES, draw, plan_of
 
 CPU = torch.device("cpu")
@@ -76,6 +78,14 @@ def test_packed_folders_are_placed_like_any_other(packed, machine, form, where):
     placed = load_planned(Kandinsky5T2IPipeline, packed[form], plan, dtype=DTYPE)
     assert torch.equal(draw(placed), draw(Kandinsky5T2IPipeline.from_pretrained(packed[form])))
     assert torch.equal(draw(placed), draw(placed))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_a_packed_encoder_takes_is_planned_for(packed, machine, form):
+    """It is loaded whole, with vision tower and vocabulary projection, also for drawing."""
+    part = model_of(packed[form], DTYPE).part("text_encoder", form)
+    pipe = load_planned(Kandinsky5T2IPipeline, packed[form], plan_of(packed[form], machine), dtype=DTYPE)
+    assert real_bytes(pipe.text_encoder) == pytest.approx(part.total, rel=0.05)
 
 
 def test_what_is_packed_is_not_read_from_disk_each_time(packed, machine):
