@@ -88,6 +88,16 @@ def test_what_a_packed_encoder_takes_is_planned_for(packed, machine, form):
     assert real_bytes(pipe.text_encoder) == pytest.approx(part.total, rel=0.05)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("placed", [False, True], ids=["loaded", "placed"])
+def test_what_was_loaded_packed_is_saved(packed, machine, tmp_path, form, placed):
+    pipe = Kandinsky5T2IPipeline.from_pretrained(packed[form])
+    if placed:
+        pipe = load_planned(Kandinsky5T2IPipeline, packed[form], plan_of(packed[form], machine), dtype=DTYPE)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert torch.equal(draw(Kandinsky5T2IPipeline.from_pretrained(tmp_path / "saved")), draw(pipe))
+
+
 def test_what_is_packed_is_not_read_from_disk_each_time(packed, machine):
     plan = plan_of(packed["int8"], machine, **PLACES["blocks from disk"])
     with pytest.raises((RequestError, KeyError)):

@@ -41,7 +41,7 @@ from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder, stor
 from kandinsky5.pipelines.load_values import check_load_values
 from kandinsky5.pipelines.processor_files import ProcessorFiles
 from kandinsky5.pipelines.published import QWEN_PROCESSORS, published_index, with_our_classes
-from kandinsky5.pipelines.quantization import check_quantization, check_quantized
+from kandinsky5.pipelines.quantization import check_quantization, check_quantized, write_as_packed
 from kandinsky5.pipelines.saving import check_savable, joined_later
 from kandinsky5.pipelines.single_file import OF_THE_FILE, check_around_file
 from kandinsky5.pipelines.staging import staged
@@ -284,6 +284,7 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
                 "safe_serialization=False would write pickles, which are not read here; leave it out."
             )
         check_savable(self.components)
+        write_as_packed(self.text_encoder)
         self.register_modules(**joined_later(self.components, self.config))
         target = Path(save_directory).absolute()
         if kwargs.get("push_to_hub"):
