@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from kandinsky5.budget import Budget
 from kandinsky5.cli.app import run
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.loading import load_pipeline
@@ -96,6 +97,15 @@ def test_what_was_loaded_packed_is_saved(packed, machine, tmp_path, form, placed
         pipe = load_planned(Kandinsky5T2IPipeline, packed[form], plan_of(packed[form], machine), dtype=DTYPE)
     pipe.save_pretrained(tmp_path / "saved")
     assert torch.equal(draw(Kandinsky5T2IPipeline.from_pretrained(tmp_path / "saved")), draw(pipe))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("budget", [None, Budget(width=64, height=64)], ids=["loaded", "placed"])
+def test_packed_folders_run_in_every_dtype(packed, expected, form, dtype, budget):
+    """On most CPUs float32 is what "auto" means."""
+    pipe = load_pipeline(str(packed[form]), device="cpu", dtype=dtype, budget=budget)
+    assert (draw(pipe).float() - expected.float()).pow(2).mean().sqrt() < 0.1
 
 
 def test_what_is_packed_is_not_read_from_disk_each_time(packed, machine):

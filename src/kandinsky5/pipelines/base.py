@@ -25,6 +25,7 @@ from kandinsky5.geometry import NATIVE_SIZES, VAE_FACTOR
 from kandinsky5.hub import HubArguments, Watch, bars, need
 from kandinsky5.model.arguments import NETWORK_ONLY, check_arguments
 from kandinsky5.model.loading import checkpoint_errors, refuse_pickles, requested_dtype, single_file
+from kandinsky5.model.packed import unpack_into
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.adapters import AdapterLoading
 from kandinsky5.pipelines.callbacks import TENSOR_NAMES
@@ -179,6 +180,8 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         for name, model in checked.models.items():
             loaded = getattr(pipeline, name)
             check_finite(loaded, folder / name)
+            if model.is_packed:
+                unpack_into(loaded, loaded.dtype)
             if not model.is_packed or getattr(loaded, "hf_quantizer", None) is None:
                 check_arrived(loaded, model.tensors, folder / name, KINDS[name].current_name)
         if "text_encoder" in checked.models:
