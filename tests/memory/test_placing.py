@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,23 @@ def test_encoders_keep_no_slots_while_the_network_runs(half_folder, machine):
     pipe.encode_prompt(SHORT)
     kept.append(sum(len(c._slots) for c in conveyors))
     assert len(conveyors) == 2 and all(conveyor.moved for conveyor in conveyors) and kept == [0, 0, 0, 0]
+
+
+def test_prompts_are_encoded_while_another_thread_draws(half_folder, machine, expected):
+    """Slots hold what one call uses: others wait for their turn."""
+    plan = plan_of(half_folder, machine, **PLACES["encoder from disk"])
+    pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE)
+    states = pipe.encode_prompt(SHORT)[0]
+    pipe.set_progress_bar_config(disable=True)
+
+    def encode() -> bool:
+        return all(torch.equal(pipe.encode_prompt(SHORT)[0], states) for _ in range(20))
+
+    with ThreadPoolExecutor(3) as threads:
+        encoded = [threads.submit(encode) for _ in range(2)]
+        drawn = threads.submit(lambda: [draw(pipe) for _ in range(5)])
+    assert all(torch.equal(picture, expected) for picture in drawn.result())
+    assert all(thread.result() for thread in encoded)
 
 
 def test_running_out_in_the_middle_names_plan_and_the_next_request_works(half_folder, machine, expected):

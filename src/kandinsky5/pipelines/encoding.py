@@ -5,6 +5,7 @@ The template, its crop and the limit of tokens are the task's. What is drawn of 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -101,23 +102,24 @@ class EncodingPipeline(ImagePipeline):
                 f"This pipeline was loaded without its text encoders (no {', '.join(missing)}); pass precomputed "
                 "prompt embeddings (and negative ones, or guidance_scale=1)."
             )
-        try:
-            return encode_prompts(
-                [clean(text) for text in texts],
-                self._template,
-                text_encoder=self.text_encoder,
-                tokenizer=self.tokenizer,
-                text_encoder_2=self.text_encoder_2,
-                tokenizer_2=self.tokenizer_2,
-                max_tokens=max_sequence_length,
-                device=self._execution_device,
-                dtype=self.text_encoder.dtype,
-                pictures=shown,
-                picture_processor=self.picture_processor if shown else None,
-            )
-        finally:
-            leave(self.plan, self.text_encoder)
-            leave(self.plan, self.text_encoder_2)
+        with nullcontext() if self.plan is None else self._turns:  # slots are one call's
+            try:
+                return encode_prompts(
+                    [clean(text) for text in texts],
+                    self._template,
+                    text_encoder=self.text_encoder,
+                    tokenizer=self.tokenizer,
+                    text_encoder_2=self.text_encoder_2,
+                    tokenizer_2=self.tokenizer_2,
+                    max_tokens=max_sequence_length,
+                    device=self._execution_device,
+                    dtype=self.text_encoder.dtype,
+                    pictures=shown,
+                    picture_processor=self.picture_processor if shown else None,
+                )
+            finally:
+                leave(self.plan, self.text_encoder)
+                leave(self.plan, self.text_encoder_2)
 
     def picture_tokens(self, picture: Image.Image) -> int:
         """How many tokens the text encoder is given of a source at the size of its edit."""
