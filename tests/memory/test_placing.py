@@ -26,8 +26,9 @@ from kandinsky5.model.fast import FastPath
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.request import ImageRequest
-from kandinsky5.streaming import is_streamed
+from kandinsky5.streaming import is_streamed, sources
 from kandinsky5.streaming.conveyor import ATTRIBUTE
+from kandinsky5.streaming.sources import exact_memory
 from tests.model.tiny import config_of, drawn, inputs_for
 from tests.pipelines.conftest import SHORT, picture
 
@@ -266,6 +267,14 @@ def test_prompts_are_encoded_while_another_thread_draws(half_folder, machine, ex
         drawn = threads.submit(lambda: [draw(pipe) for _ in range(5)])
     assert all(torch.equal(picture, expected) for picture in drawn.result())
     assert all(thread.result() for thread in encoded)
+
+
+def test_running_out_while_placing_names_the_plan(half_folder, machine, monkeypatch):
+    """What the system says where it has no memory for weights that wait there."""
+    monkeypatch.setattr(sources, "exact_memory", lambda size, *, lock: exact_memory(2**60, lock=lock))
+    plan = plan_of(half_folder, machine, **PLACES["a block from host memory"])
+    with pytest.raises(CapacityError, match=r"Memory ended.*1 of 2 blocks on cpu"):
+        load_planned(Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE)
 
 
 def test_running_out_in_the_middle_names_plan_and_the_next_request_works(half_folder, machine, expected):

@@ -34,6 +34,7 @@ from kandinsky5.model.loading import checkpoint_errors
 from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.pipelines.folder import KINDS, LIGHT, check_folder, stored_tensors, stored_weights
+from kandinsky5.pipelines.room import planned
 from kandinsky5.placement import AUTO, use_fast_autoencoder, use_mode
 from kandinsky5.streaming import (
     Conveyor,
@@ -130,6 +131,18 @@ def load_planned(
     Raises:
         As `from_pretrained`, and CapacityError where the device or the host has less room than was planned with.
     """
+    with planned(plan):
+        return _load_planned(pipeline_class, folder, plan, dtype, variant, components)
+
+
+def _load_planned(
+    pipeline_class: Pipeline,
+    folder: Path,
+    plan: Plan,
+    dtype: torch.dtype,
+    variant: str | None,
+    components: Mapping[str, Any],
+) -> Any:
     model = model_of(folder, dtype, variant, sees=plan.edits)
     arguments: dict[str, Any] = dict(components)
     if model.stored["text_encoder"] == "nf4" and "text_encoder" not in components:

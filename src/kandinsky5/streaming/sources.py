@@ -139,9 +139,12 @@ def exact_memory(size: int, *, lock: bool) -> Tensor:
     """(size,) uint8 of host memory that begins at a page; page-locked for CUDA if `lock`, until it is let go.
 
     Raises:
-        torch.OutOfMemoryError: the system does not lock so much.
+        torch.OutOfMemoryError: the system does not have or does not lock so much.
     """
-    held = _Pages(-1, max(size, 1), **PRIVATE)
+    try:
+        held = _Pages(-1, max(size, 1), **PRIVATE)
+    except OSError as error:
+        raise torch.OutOfMemoryError(f"The system has no {size / 1e9:.1f} GB of host memory.") from error
     memory = torch.frombuffer(held, dtype=torch.uint8, count=max(size, 1))
     if lock:
         cudart: Any = torch.cuda.cudart()
