@@ -335,7 +335,9 @@ def test_a_placed_pipeline_is_not_moved(half_folder, machine):
 def test_a_plan_that_reads_files_needs_them(half_folder, machine):
     pipe = Kandinsky5T2IPipeline.from_pretrained(half_folder)
     with pytest.raises(RequestError, match="no folder to read"):
-        place(pipe, plan_of(half_folder, machine, **PLACES["blocks from disk"]))
+        place(pipe, plan_of(half_folder, machine, **PLACES["everything that can"]))
+    assert not is_streamed(pipe.transformer), "nothing was placed, and another plan may be carried out"
+    place(pipe, plan_of(half_folder, machine))
 
 
 def test_values_that_are_read_late_are_looked_at_when_they_are_read(half_folder, machine, tmp_path):

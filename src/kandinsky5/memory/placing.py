@@ -193,6 +193,8 @@ def place(pipeline: Any, plan: Plan, *, folder: Path | None = None, variant: str
     """
     if pipeline.plan is not None:
         raise RequestError("This pipeline is placed by a plan already; load it again for another.")
+    if folder is None and "disk" in (plan.network_origin, plan.encoder_origin):
+        raise RequestError("This plan streams from disk, and there is no folder to read.")
     device = torch.device(plan.device)
     if plan.network == "fp8" and why_no_float8_products(device, pipeline.transformer.dtype) is None:
         use_mode(pipeline.transformer, "fp8", graphs=False, device=device)
@@ -310,8 +312,7 @@ def _convey(
 
 
 def _stored(name: str, folder: Path | None, variant: str | None) -> Mapping[str, StoredTensor]:
-    if folder is None:
-        raise RequestError("This plan streams from disk, and there is no folder to read.")
+    assert folder is not None
     if name == "transformer":
         return stored_weights(folder / name, "diffusers", variant)
     return stored_tensors(name, folder, variant)
