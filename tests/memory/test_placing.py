@@ -328,6 +328,9 @@ def test_a_placed_pipeline_is_not_moved(half_folder, machine):
     pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan_of(half_folder, machine), dtype=DTYPE)
     with pytest.raises(RequestError, match="placed by its plan"):
         pipe.to(torch.float32)
+    for offload in ("sequential_cpu", "model_cpu", "group"):
+        with pytest.raises(RequestError, match=r"placed by its plan.* not .*offloaded"):
+            getattr(pipe, f"enable_{offload}_offload")(CPU)
     with pytest.raises(RequestError, match="placed by a plan already"):
         place(pipe, pipe.plan)
 

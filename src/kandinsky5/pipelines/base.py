@@ -260,11 +260,30 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         Raises:
             RequestError: a plan has placed the components (`memory=`), each where it must be.
         """
+        self._refuse_where_placed()
+        return super().to(*args, **kwargs)
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' method. Raises RequestError as `to` does."""
+        self._refuse_where_placed()
+        super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' method. Raises RequestError as `to` does."""
+        self._refuse_where_placed()
+        super().enable_model_cpu_offload(*args, **kwargs)
+
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' method. Raises RequestError as `to` does."""
+        self._refuse_where_placed()
+        super().enable_group_offload(*args, **kwargs)
+
+    def _refuse_where_placed(self) -> None:
         if self.plan is not None:
             raise RequestError(
-                "This pipeline was placed by its plan (memory=), and is not moved or cast; load it again without."
+                "This pipeline was placed by its plan (memory=), and is not moved, cast or offloaded; load it again "
+                "without."
             )
-        return super().to(*args, **kwargs)
 
     @property
     def _execution_device(self) -> torch.device:
