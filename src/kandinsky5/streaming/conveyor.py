@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from kandinsky5.errors import RequestError
 from kandinsky5.streaming.sources import FileBytes, HostBytes, exact_memory
 from kandinsky5.streaming.unit import Unit
 
@@ -118,6 +119,13 @@ class Conveyor:
             unit.rest()
             unit.forget()
         self._slots.clear()
+
+    def __reduce__(self) -> Any:
+        """Refuse a copy or a pickle of a module that is a unit: slots and threads are this one's."""
+        raise RequestError(
+            "Weights that stream are neither copied nor pickled: load the pipeline again, or save it with "
+            "save_pretrained."
+        )
 
     def close(self) -> None:
         """Let the modules go: their tensors are at rest, and nobody brings them any more."""

@@ -7,7 +7,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,6 +114,7 @@ class FileBytes:
                 size = min(READ_BYTES, leaf.nbytes - at)
                 part = target[leaf.start + at : leaf.start + at + size]
                 jobs.append(self._pool.submit(_read, self._files[place.file], part, place.start + at, place))
+        wait(jobs)  # also where one fails: nobody writes to the run any more
         for job in jobs:
             job.result()
         self._check(unit, run)
