@@ -343,6 +343,15 @@ def test_a_plan_that_reads_files_needs_them(half_folder, machine):
     place(pipe, plan_of(half_folder, machine))
 
 
+def test_without_its_text_encoder(half_folder, machine):
+    """Which a plan would read from files."""
+    plan = plan_of(half_folder, machine, **PLACES["encoder from disk"])
+    pipe = load_planned(
+        Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE, text_encoder=None, tokenizer=None
+    )
+    assert pipe.text_encoder is None and pipe.plan is plan
+
+
 def test_values_that_are_read_late_are_looked_at_when_they_are_read(half_folder, machine, tmp_path):
     import shutil
 

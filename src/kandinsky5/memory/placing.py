@@ -150,11 +150,14 @@ def _load_planned(
     # The network without a dtype keeps what it is stored in; with one, modulation would be widened to float32.
     as_stored = model.stored["transformer"] != PLAIN or "transformer" in model.mapped
     arguments["dtype"] = {"transformer": None if as_stored else dtype, "default": dtype}
-    late = [name for name in ("transformer", "text_encoder") if _origin(plan, name) == "disk"]
+    loaded = [name for name in COMPONENTS if name not in components]
+    late = [
+        name for name in ("transformer", "text_encoder") if name in loaded and _origin(plan, name) == "disk"
+    ]
     with postponed() if late else ExitStack():
         pipeline = pipeline_class.from_pretrained(str(folder), variant=variant, **arguments)
-    for name in COMPONENTS:
-        if late and name not in (*late, *components):
+    for name in loaded if late else ():
+        if name not in late:
             check_finite(getattr(pipeline, name), folder / name)
     for name, form in (("transformer", plan.network), ("text_encoder", plan.encoder)):
         if form != PLAIN and model.stored[name] == PLAIN:
