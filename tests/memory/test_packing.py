@@ -14,7 +14,7 @@ from kandinsky5.budget import Budget
 from kandinsky5.cli.app import run
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.loading import load_pipeline
-from kandinsky5.memory import load_planned
+from kandinsky5.memory import load_planned, packing
 from kandinsky5.memory.packing import write_packed
 from kandinsky5.memory.parts import model_of
 from kandinsky5.model.quantising import quantise
@@ -194,6 +194,36 @@ def test_values_of_another_shape(breakable):
     changed(breakable["int8"] / "transformer", "_weight_qdata", cut)
     with pytest.raises(CheckpointError, match="its config implies"):
         Kandinsky5T2IPipeline.from_pretrained(breakable["int8"])
+
+
+def test_a_copy_is_the_reader_s_own(half_folder, breakable, tmp_path):
+    """Of a folder without permission to write, and with pickles beside its weights."""
+    folder = breakable["int8"]
+    shutil.rmtree(folder / "transformer")
+    shutil.copytree(half_folder / "transformer", folder / "transformer")
+    (folder / "text_encoder" / "pytorch_model.bin").write_bytes(b"pickled")
+    for place in (folder / "text_encoder", folder / "text_encoder" / "config.json", folder / "vae"):
+        place.chmod(place.stat().st_mode & ~0o222)
+    try:
+        write_packed(folder, tmp_path / "out", network="int8", encoder="bf16", device=CPU)
+    finally:
+        for place in (folder / "text_encoder", folder / "vae"):
+            place.chmod(0o755)
+    written = list((tmp_path / "out").rglob("*"))
+    assert all(place.stat().st_mode & 0o200 for place in written)
+    assert not [place for place in written if place.suffix == ".bin"]
+    assert torch.isfinite(draw(Kandinsky5T2IPipeline.from_pretrained(tmp_path / "out"))).all()
+
+
+def test_a_place_that_cannot_be_taken_is_found_before_anything_is_packed(half_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "model_of", lambda *_, **__: pytest.fail("begun"))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for target, words in (
+        (tmp_path / "link", "there already"),
+        (half_folder / "transformer" / "int8", "is inside"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            write_packed(half_folder, target, network="int8", encoder="int8", device=CPU)
 
 
 def test_the_command(half_folder, tmp_path, capsys):
