@@ -114,3 +114,5 @@ def test_info_says_what_would_be_picked(capsys):
     )
     told = capsys.readouterr().out
     assert "No plan fits: 1 of 512x512" in told or "512x512" in told
+    assert run(["info", "--memory", ""]) == 2
+    assert "no amount" in capsys.readouterr().err
