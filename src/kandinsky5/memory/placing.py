@@ -307,7 +307,11 @@ def _convey(
         tensors: Mapping[str, StoredTensor] = stored()
         source = FileBytes(
             {
-                unit: {leaf.name: tensors[f"{place.path}.{leaf.name}"] for leaf in unit.leaves}
+                unit: {
+                    leaf.name: tensors[name]
+                    for leaf in unit.leaves
+                    if (name := f"{place.path}.{leaf.name}") in tensors
+                }
                 for unit, place in zip(units, places, strict=True)
             }
         )
