@@ -29,6 +29,12 @@ class Budget:
     height: int | None = None
     pictures: int = 1
 
+    def __post_init__(self) -> None:
+        """Raise RequestError for what is no whole number from 1 on."""
+        for name, value in vars(self).items():
+            if (value is not None or name == "pictures") and (type(value) is not int or value < 1):
+                raise RequestError(f"{name}={value!r:.80} of a budget must be a whole number from 1 on.")
+
     @classmethod
     def of(
         cls, memory: str, *, width: int | None = None, height: int | None = None, pictures: int = 1

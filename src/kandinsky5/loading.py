@@ -112,13 +112,15 @@ def load_pipeline(
             each but the ordinary way the autoencoder uses fused kernels too, where they run.
 
     Raises:
-        RequestError: a name, task, device, dtype or mode that does not exist, or a mode beside a budget; a revision of
-            a folder; a checkpoint that cannot do the task.
+        RequestError: a name, task, device, dtype or mode that does not exist, a budget that is none, or a mode beside
+            one; a revision of a folder; a checkpoint that cannot do the task.
         CheckpointError: weights that are missing or cannot be read; a hub that refuses or is out of reach.
         CapacityError: no room on the disk for what is fetched, or in memory for what is loaded.
     """
     source = resolve_model(str(model))
     check_task(source, task)
+    if budget is not None and not isinstance(budget, Budget):
+        raise RequestError(f'budget must be a Budget, such as Budget.of("8GB"), not {budget!r:.80}.')
     if mode != AUTO and budget is not None:
         raise RequestError(
             "A plan of memory chooses how the network computes, too: leave the mode or the budget out."

@@ -52,6 +52,15 @@ def test_what_is_no_amount(words):
         Budget.of(words)
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [{"pictures": 0}, {"pictures": None}, {"width": -64}, {"height": 0}, {"device_bytes": float("nan")}],
+)
+def test_a_budget_is_of_whole_numbers(numbers):
+    with pytest.raises(RequestError, match="of a budget must be a whole number from 1 on"):
+        Budget(**numbers)
+
+
 def test_the_budget_is_for_the_largest_of_the_requests(command):
     assert command("generate", "a star", "--memory", "8GB", "--size", "640x1408", "-n", "3").code == 0
     assert command("generate", "a star", "-o", "x.png").code == 0
@@ -105,3 +114,5 @@ def test_info_says_what_would_be_picked(capsys):
     )
     told = capsys.readouterr().out
     assert "No plan fits: 1 of 512x512" in told or "512x512" in told
+    assert run(["info", "--memory", ""]) == 2
+    assert "no amount" in capsys.readouterr().err

@@ -33,9 +33,10 @@ def test_an_engine_is_named_after_its_source(saved_folder: str) -> None:
     [
         ({"mode": "fast"}, "'fast' is not one of exact, fp8"),
         ({"mode": "exact", "budget": Budget()}, "leave the mode"),
+        ({"budget": "8GB"}, r'such as Budget\.of\("8GB"\), not .8GB'),
     ],
 )
-def test_a_mode_is_refused_before_anything_is_fetched(
+def test_a_mode_or_a_budget_is_refused_before_anything_is_fetched(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: str
 ) -> None:
     monkeypatch.delattr(kandinsky5.loading.hub, "fetch")

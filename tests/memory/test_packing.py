@@ -10,17 +10,20 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from kandinsky5.budget import Budget
 from kandinsky5.cli.app import run
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.loading import load_pipeline
-from kandinsky5.memory import load_planned
+from kandinsky5.memory import load_planned, packing
 from kandinsky5.memory.packing import write_packed
+from kandinsky5.memory.parts import model_of
 from kandinsky5.model.quantising import quantise
 from kandinsky5.model.scaled import ScaledLinear
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
 
 from .conftest import DTYPE
+from .test_parts import real_bytes
 from .test_placing import PLACES, draw, plan_of
 
 CPU = torch.device("cpu")
@@ -78,9 +81,36 @@ def test_packed_folders_are_placed_like_any_other(packed, machine, form, where):
     assert torch.equal(draw(placed), draw(placed))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_a_packed_encoder_takes_is_planned_for(packed, machine, form):
+    """It is loaded whole, with vision tower and vocabulary projection, also for drawing."""
+    part = model_of(packed[form], DTYPE).part("text_encoder", form)
+    pipe = load_planned(Kandinsky5T2IPipeline, packed[form], plan_of(packed[form], machine), dtype=DTYPE)
+    assert real_bytes(pipe.text_encoder) == pytest.approx(part.total, rel=0.05)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("placed", [False, True], ids=["loaded", "placed"])
+def test_what_was_loaded_packed_is_saved(packed, machine, tmp_path, form, placed):
+    pipe = Kandinsky5T2IPipeline.from_pretrained(packed[form])
+    if placed:
+        pipe = load_planned(Kandinsky5T2IPipeline, packed[form], plan_of(packed[form], machine), dtype=DTYPE)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert torch.equal(draw(Kandinsky5T2IPipeline.from_pretrained(tmp_path / "saved")), draw(pipe))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("budget", [None, Budget(width=64, height=64)], ids=["loaded", "placed"])
+def test_packed_folders_run_in_every_dtype(packed, expected, form, dtype, budget):
+    """On most CPUs float32 is what "auto" means."""
+    pipe = load_pipeline(str(packed[form]), device="cpu", dtype=dtype, budget=budget)
+    assert (draw(pipe).float() - expected.float()).pow(2).mean().sqrt() < 0.1
+
+
 def test_what_is_packed_is_not_read_from_disk_each_time(packed, machine):
     plan = plan_of(packed["int8"], machine, **PLACES["blocks from disk"])
-    with pytest.raises((RequestError, KeyError)):
+    with pytest.raises(RequestError, match="is not in the files as it is in memory"):
         load_planned(Kandinsky5T2IPipeline, packed["int8"], plan, dtype=DTYPE)
 
 
@@ -164,6 +194,36 @@ def test_values_of_another_shape(breakable):
     changed(breakable["int8"] / "transformer", "_weight_qdata", cut)
     with pytest.raises(CheckpointError, match="its config implies"):
         Kandinsky5T2IPipeline.from_pretrained(breakable["int8"])
+
+
+def test_a_copy_is_the_reader_s_own(half_folder, breakable, tmp_path):
+    """Of a folder without permission to write, and with pickles beside its weights."""
+    folder = breakable["int8"]
+    shutil.rmtree(folder / "transformer")
+    shutil.copytree(half_folder / "transformer", folder / "transformer")
+    (folder / "text_encoder" / "pytorch_model.bin").write_bytes(b"pickled")
+    for place in (folder / "text_encoder", folder / "text_encoder" / "config.json", folder / "vae"):
+        place.chmod(place.stat().st_mode & ~0o222)
+    try:
+        write_packed(folder, tmp_path / "out", network="int8", encoder="bf16", device=CPU)
+    finally:
+        for place in (folder / "text_encoder", folder / "vae"):
+            place.chmod(0o755)
+    written = list((tmp_path / "out").rglob("*"))
+    assert all(place.stat().st_mode & 0o200 for place in written)
+    assert not [place for place in written if place.suffix == ".bin"]
+    assert torch.isfinite(draw(Kandinsky5T2IPipeline.from_pretrained(tmp_path / "out"))).all()
+
+
+def test_a_place_that_cannot_be_taken_is_found_before_anything_is_packed(half_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "model_of", lambda *_, **__: pytest.fail("begun"))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for target, words in (
+        (tmp_path / "link", "there already"),
+        (half_folder / "transformer" / "int8", "is inside"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            write_packed(half_folder, target, network="int8", encoder="int8", device=CPU)
 
 
 def test_the_command(half_folder, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,9 @@ from kandinsky5.model.fast import FastPath
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.request import ImageRequest
-from kandinsky5.streaming import is_streamed
+from kandinsky5.streaming import is_streamed, sources
 from kandinsky5.streaming.conveyor import ATTRIBUTE
+from kandinsky5.streaming.sources import exact_memory
 from tests.model.tiny import config_of, drawn, inputs_for
 from tests.pipelines.conftest import SHORT, picture
 
@@ -47,8 +49,12 @@ def draw(pipe: Kandinsky5T2IPipeline, **arguments: object) -> torch.Tensor:
     ).image
 
 
-def plan_of(folder: Path, machine, *, edits: bool = False, **changes: object) -> Plan:
-    plan = plan_for(folder, SMALL, device=CPU, dtype=DTYPE, edits=edits, machine=machine("cpu"))
+def plan_of(
+    folder: Path, machine, *, edits: bool = False, variant: str | None = None, **changes: object
+) -> Plan:
+    plan = plan_for(
+        folder, SMALL, device=CPU, dtype=DTYPE, edits=edits, variant=variant, machine=machine("cpu")
+    )
     return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]
 
 
@@ -86,11 +92,12 @@ def test_the_picture_of_the_resident_pipeline(half_folder, machine, expected, ch
     ("component", "tensor"),
     [
         ("transformer", "visual_transformer_blocks.0.feed_forward.in_layer.weight"),
+        ("transformer", "visual_transformer_blocks.1.visual_modulation.out_layer.weight"),
         ("transformer", "out_layer.out_layer.weight"),
         ("text_encoder", "model.embed_tokens.weight"),
         ("text_encoder", "model.layers.0.mlp.up_proj.weight"),
     ],
-    ids=["block", "end", "table", "layer"],
+    ids=["block", "modulation of a block that streams", "end", "table", "layer"],
 )
 def test_what_stays_beside_what_is_read_later_is_looked_at(half_folder, tmp_path, machine, component, tensor):
     """Of what streams the values are looked at when they are first read."""
@@ -103,6 +110,24 @@ def test_what_stays_beside_what_is_read_later_is_looked_at(half_folder, tmp_path
     plan = plan_of(folder, machine, slots=1, **changes)
     with pytest.raises(CheckpointError, match="not finite"):
         load_planned(Kandinsky5T2IPipeline, folder, plan, dtype=DTYPE)
+
+
+def test_a_variant_of_the_network_alone_streams_beside_the_usual_encoder(
+    half_folder, tmp_path, machine, expected
+):
+    folder = Path(shutil.copytree(half_folder, tmp_path / "folder"))
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    file.rename(file.with_suffix(".bf16.safetensors"))
+    plan = plan_of(
+        folder,
+        machine,
+        variant="bf16",
+        network_origin="disk",
+        resident_blocks=0,
+        **PLACES["encoder from disk"],
+    )
+    pipe = load_planned(Kandinsky5T2IPipeline, folder, plan, dtype=DTYPE, variant="bf16")
+    assert torch.equal(draw(pipe), expected)
 
 
 def test_a_small_machine_streams_from_disk(half_folder, machine, expected):
@@ -210,6 +235,48 @@ def test_what_would_fit_is_named(half_folder, machine):
         )  # fmt: skip
 
 
+def test_encoders_keep_no_slots_while_the_network_runs(half_folder, machine):
+    """Nor after `encode_prompt`: what plans say of the steps counts none."""
+    plan = plan_of(half_folder, machine, **PLACES["everything that can"])
+    pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE)
+    conveyors = {
+        entry[0]
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2)
+        for part in encoder.modules()
+        if (entry := getattr(part, ATTRIBUTE, None))
+    }
+    kept = []
+    draw(pipe, callback_on_step_end=lambda *_: kept.append(sum(len(c._slots) for c in conveyors)) or {})
+    pipe.encode_prompt(SHORT)
+    kept.append(sum(len(c._slots) for c in conveyors))
+    assert len(conveyors) == 2 and all(conveyor.moved for conveyor in conveyors) and kept == [0, 0, 0, 0]
+
+
+def test_prompts_are_encoded_while_another_thread_draws(half_folder, machine, expected):
+    """Slots hold what one call uses: others wait for their turn."""
+    plan = plan_of(half_folder, machine, **PLACES["encoder from disk"])
+    pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE)
+    states = pipe.encode_prompt(SHORT)[0]
+    pipe.set_progress_bar_config(disable=True)
+
+    def encode() -> bool:
+        return all(torch.equal(pipe.encode_prompt(SHORT)[0], states) for _ in range(20))
+
+    with ThreadPoolExecutor(3) as threads:
+        encoded = [threads.submit(encode) for _ in range(2)]
+        drawn = threads.submit(lambda: [draw(pipe) for _ in range(5)])
+    assert all(torch.equal(picture, expected) for picture in drawn.result())
+    assert all(thread.result() for thread in encoded)
+
+
+def test_running_out_while_placing_names_the_plan(half_folder, machine, monkeypatch):
+    """What the system says where it has no memory for weights that wait there."""
+    monkeypatch.setattr(sources, "exact_memory", lambda size, *, lock: exact_memory(2**60, lock=lock))
+    plan = plan_of(half_folder, machine, **PLACES["a block from host memory"])
+    with pytest.raises(CapacityError, match=r"Memory ended.*1 of 2 blocks on cpu"):
+        load_planned(Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE)
+
+
 def test_running_out_in_the_middle_names_plan_and_the_next_request_works(half_folder, machine, expected):
     plan = plan_of(half_folder, machine, **PLACES["everything that can"])
     pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE)
@@ -261,6 +328,9 @@ def test_a_placed_pipeline_is_not_moved(half_folder, machine):
     pipe = load_planned(Kandinsky5T2IPipeline, half_folder, plan_of(half_folder, machine), dtype=DTYPE)
     with pytest.raises(RequestError, match="placed by its plan"):
         pipe.to(torch.float32)
+    for offload in ("sequential_cpu", "model_cpu", "group"):
+        with pytest.raises(RequestError, match=r"placed by its plan.* not .*offloaded"):
+            getattr(pipe, f"enable_{offload}_offload")(CPU)
     with pytest.raises(RequestError, match="placed by a plan already"):
         place(pipe, pipe.plan)
 
@@ -268,7 +338,18 @@ def test_a_placed_pipeline_is_not_moved(half_folder, machine):
 def test_a_plan_that_reads_files_needs_them(half_folder, machine):
     pipe = Kandinsky5T2IPipeline.from_pretrained(half_folder)
     with pytest.raises(RequestError, match="no folder to read"):
-        place(pipe, plan_of(half_folder, machine, **PLACES["blocks from disk"]))
+        place(pipe, plan_of(half_folder, machine, **PLACES["everything that can"]))
+    assert not is_streamed(pipe.transformer), "nothing was placed, and another plan may be carried out"
+    place(pipe, plan_of(half_folder, machine))
+
+
+def test_without_its_text_encoder(half_folder, machine):
+    """Which a plan would read from files."""
+    plan = plan_of(half_folder, machine, **PLACES["encoder from disk"])
+    pipe = load_planned(
+        Kandinsky5T2IPipeline, half_folder, plan, dtype=DTYPE, text_encoder=None, tokenizer=None
+    )
+    assert pipe.text_encoder is None and pipe.plan is plan
 
 
 def test_values_that_are_read_late_are_looked_at_when_they_are_read(half_folder, machine, tmp_path):

@@ -1,5 +1,8 @@
 """Weights that come and go: the same velocity bit for bit, never more than the slots, and nothing lost on the way."""
 
+import copy
+import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
+from kandinsky5.checkpoint.safetensors_header import StoredTensor
 from kandinsky5.checkpoint.weights import read_weights
 from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.model import four_bits
@@ -16,7 +20,7 @@ from kandinsky5.model.fast import FastPath, prepare_for_speed
 from kandinsky5.model.products import joined
 from kandinsky5.model.quantising import quantise
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
-from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, Unit, in_turn, is_streamed, release
+from kandinsky5.streaming import Conveyor, FileBytes, HostBytes, Unit, in_turn, is_streamed, release, sources
 from kandinsky5.streaming.sources import exact_memory
 from tests.model.tiny import config_of, drawn, inputs_for
 
@@ -88,6 +92,38 @@ def test_some_blocks_stay(folder):
     assert {unit.name[-1] for unit in conveyor.units} == {"3", "4"}
 
 
+def replaced(network: nn.Module) -> None:
+    """Other tensors in place of some weights, as `fuse_lora(safe_fusing=True)` leaves them."""
+    for block in network.visual_transformer_blocks:  # type: ignore[union-attr]
+        block.feed_forward.in_layer.weight.data = block.feed_forward.in_layer.weight.data * 2
+
+
+@pytest.mark.parametrize("already_used", [False, True])
+def test_weights_that_were_replaced_in_memory_come_along(already_used):
+    network, reference = build(), build()
+    replaced(reference)
+    conveyor = from_host(network)
+    if already_used:
+        velocity(network)
+        conveyor.release()
+    replaced(network)
+    conveyor.release()  # a call that ended before its first step
+    assert torch.equal(velocity(network), velocity(reference))
+    assert torch.equal(velocity(network), velocity(reference)), "and once more, from where they rest now"
+
+
+def test_weights_that_were_replaced_in_memory_are_not_read_from_files(folder):
+    network = Kandinsky5Transformer3DModel.from_pretrained(folder)
+    conveyor = from_files(network, folder)
+    velocity(network)
+    conveyor.release()
+    replaced(network)
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"feed_forward\.in_layer\.weight.* was changed in memory"):
+            velocity(network)
+        conveyor.release()
+
+
 @pytest.mark.parametrize("fast", [False, True], ids=["ordinary", "fast"])
 def test_the_same_velocity_from_files(folder, fast):
     network = Kandinsky5Transformer3DModel.from_pretrained(folder)
@@ -99,6 +135,35 @@ def test_the_same_velocity_from_files(folder, fast):
         assert torch.equal(velocity(network), expected)
     conveyor.close()
     assert torch.equal(velocity(network), expected) and not is_streamed(network)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_what_streams_is_not_copied(copied):
+    network = build()
+    from_host(network)
+    with pytest.raises(RequestError, match="neither copied nor pickled: load the pipeline again"):
+        copied(network)
+
+
+def test_nobody_writes_to_a_slot_after_a_read_that_failed(folder, monkeypatch):
+    """What came late would be there in place of what is read next."""
+    real, running = sources._read, []
+
+    def read(opened: int, target: memoryview, start: int, place: StoredTensor) -> None:
+        running.append(place)
+        if len(running) == 1:
+            raise CheckpointError("no more")
+        time.sleep(0.02)
+        real(opened, target, start, place)
+        running.remove(place)
+
+    monkeypatch.setattr(sources, "_read", read)
+    network = Kandinsky5Transformer3DModel.from_pretrained(folder)
+    conveyor = from_files(network, folder)
+    unit = conveyor.units[0]
+    with pytest.raises(CheckpointError, match="no more"):
+        conveyor._source.read(unit, torch.empty(unit.nbytes, dtype=torch.uint8))
+    assert len(running) == 1
 
 
 def test_bytes_are_counted_and_each_unit_comes_once_a_pass():

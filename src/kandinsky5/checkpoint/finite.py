@@ -68,15 +68,15 @@ def postponed() -> Iterator[None]:
         _postponed.reset(token)
 
 
-def check_finite(module: nn.Module, where: str | Path, *, without: Collection[nn.Module] = ()) -> None:
-    """Refuse a loaded module with NaN or infinity in a parameter, other than of some of its parts.
+def check_finite(module: nn.Module, where: str | Path, *, without: Collection[Tensor] = ()) -> None:
+    """Refuse a loaded module with NaN or infinity in a parameter other than those that somebody else looks at.
 
     Raises:
         CheckpointError: naming the parameter.
     """
     if _postponed.get():
         return
-    left_out = {id(parameter) for part in without for parameter in part.parameters()}
+    left_out = {id(parameter) for parameter in without}
     parameters = [
         (name, parameter if hasattr(parameter, "quant_state") else parameter.data)
         for name, parameter in module.named_parameters()

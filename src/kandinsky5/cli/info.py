@@ -34,7 +34,7 @@ def info(
     width, height = parse_size(size) if size is not None else (None, None)
     if width is not None and height is not None:
         check_size(width, height)
-    budget = Budget.of(memory or "auto", width=width, height=height)
+    budget = Budget.of("auto" if memory is None else memory, width=width, height=height)
     facts = describe(device, dtype.value, budget)
     typer.echo(json.dumps(facts) if as_json else _as_text(facts))
 

@@ -63,27 +63,51 @@ def this_machine(device: torch.device, dtype: torch.dtype, budget: Budget) -> Ma
     """This machine as far as a budget allows.
 
     Raises:
-        RequestError: a device that nothing can be streamed to.
+        RequestError: a device that nothing can be streamed to, or a system that does not say what is free and a budget
+            that does not either.
     """
     if device.type not in ("cuda", "cpu"):
         raise RequestError(f"memory= is for CUDA devices and the CPU; on {device.type} leave it out.")
-    free = free_memory(device)
-    host = int((free_memory(torch.device("cpu")) or 0) * SLACK)
-    if budget.host_bytes is not None:
-        host = min(host, max(0, budget.host_bytes - anonymous_bytes() - HOST_LIBRARIES))
-    known = [] if free is None else [int(free * SLACK)]
-    if budget.device_bytes is not None and device.type == "cuda":
-        known.append(int(max(0, budget.device_bytes - CONTEXT) * ASKED_SLACK))
-    elif budget.device_bytes is not None:
-        known.append(int(max(0, budget.device_bytes - anonymous_bytes()) * SLACK))
+    free = [_free(device), _free(torch.device("cpu"))]
+    if device.type == "cpu":
+        asked = [
+            None if amount is None else int(max(0, amount - anonymous_bytes()) * SLACK)
+            for amount in (budget.device_bytes, budget.host_bytes)
+        ]
+        device_bytes = host_bytes = _least(*free, *asked)
+    else:
+        of_device, of_host = budget.device_bytes, budget.host_bytes
+        device_bytes = _least(
+            free[0], None if of_device is None else int(max(0, of_device - CONTEXT) * ASKED_SLACK)
+        )
+        host_bytes = _least(
+            free[1], None if of_host is None else max(0, of_host - anonymous_bytes() - HOST_LIBRARIES)
+        )
     link, products = _speeds(device, dtype)
     return Machine(
         device=device,
-        device_bytes=min(known, default=0),
-        host_bytes=host,
+        device_bytes=device_bytes,
+        host_bytes=host_bytes,
         link=link,
         products=products,
     )
+
+
+def _free(device: torch.device) -> int | None:
+    """Bytes to plan with of what is free; None where nobody says."""
+    free = free_memory(device)
+    return None if free is None else int(free * SLACK)
+
+
+def _least(*amounts: int | None) -> int:
+    """The smallest of those that are known."""
+    known = [amount for amount in amounts if amount is not None]
+    if not known:
+        raise RequestError(
+            "This system does not say how much memory is free; name it, first the device's and then the host's: "
+            "--memory 8GB:16GB."
+        )
+    return min(known)
 
 
 def anonymous_bytes() -> int:

@@ -5,6 +5,7 @@ not at all. One component is in memory at a time. Refuses to know: what formats 
 """
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from kandinsky5.checkpoint.document import read_object
 from kandinsky5.checkpoint.packing import PLAIN, stored_format
+from kandinsky5.checkpoint.weights import PICKLES
 from kandinsky5.errors import CapacityError, CheckpointError, RequestError
 from kandinsky5.memory.formats import PACKED, config, pack, why_not
 from kandinsky5.memory.machine import SLACK
@@ -37,7 +39,7 @@ def write_packed(folder: Path, target: Path, *, network: str, encoder: str, devi
 
     Args:
         folder: in the published layout, neither of them packed.
-        target: where it goes; must not exist.
+        target: where it goes; must not exist, nor be inside `folder`.
         network, encoder: formats; "bf16" copies the component's files.
         device: where 4-bit weights are packed, a layer at a time.
 
@@ -51,13 +53,13 @@ def write_packed(folder: Path, target: Path, *, network: str, encoder: str, devi
     model = model_of(folder, DTYPE, sees=True)
     check_room(model, formats, target)
     with staged(target.absolute()) as stage:
-        shutil.copy2(folder / "model_index.json", stage)
+        shutil.copyfile(folder / "model_index.json", stage / "model_index.json")
         for name in ("transformer", *KINDS, *LIGHT):
             form = formats.get(name, PLAIN)
             if not (folder / name).is_dir():
                 continue
             if form == PLAIN:
-                shutil.copytree(folder / name, stage / name)
+                _copy(folder / name, stage / name)
             elif name == "transformer":
                 _write_network(folder / name, stage / name, form, device)
             else:
@@ -85,8 +87,10 @@ def _check(folder: Path, target: Path, formats: dict[str, str]) -> None:
         raise RequestError(
             "Nothing to pack: choose a format other than bf16 for the network or the text encoder."
         )
-    if target.exists():
+    if os.path.lexists(target):
         raise RequestError(f"{target} is there already; choose another folder.")
+    if folder.resolve() in target.resolve().parents:
+        raise RequestError(f"{target} is inside {folder}, which is to be copied; choose another folder.")
     for name, form in formats.items():
         reason = why_not(form, name)
         if reason is not None:
@@ -96,6 +100,14 @@ def _check(folder: Path, target: Path, formats: dict[str, str]) -> None:
             raise CheckpointError(
                 f"{folder / name} is packed already ({stored or 'in a way that is not known here'})."
             )
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """A component's files but for pickles, without modes: a folder that nobody may write to could not be removed."""
+    target.mkdir()
+    for file in folder.iterdir():
+        if file.is_file() and not any(file.match(pickle) for pickle in PICKLES):
+            shutil.copyfile(file, target / file.name)
 
 
 def _write_network(folder: Path, target: Path, form: str, device: torch.device) -> None:

@@ -34,6 +34,7 @@ from kandinsky5.model.loading import checkpoint_errors
 from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.pipelines.folder import KINDS, LIGHT, check_folder, stored_tensors, stored_weights
+from kandinsky5.pipelines.room import planned
 from kandinsky5.placement import AUTO, use_fast_autoencoder, use_mode
 from kandinsky5.streaming import (
     Conveyor,
@@ -43,7 +44,7 @@ from kandinsky5.streaming import (
     give_back,
     look_up_on_host,
     settle,
-    units_of,
+    streamed_parameters,
 )
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,18 @@ def load_planned(
     Raises:
         As `from_pretrained`, and CapacityError where the device or the host has less room than was planned with.
     """
+    with planned(plan):
+        return _load_planned(pipeline_class, folder, plan, dtype, variant, components)
+
+
+def _load_planned(
+    pipeline_class: Pipeline,
+    folder: Path,
+    plan: Plan,
+    dtype: torch.dtype,
+    variant: str | None,
+    components: Mapping[str, Any],
+) -> Any:
     model = model_of(folder, dtype, variant, sees=plan.edits)
     arguments: dict[str, Any] = dict(components)
     if model.stored["text_encoder"] == "nf4" and "text_encoder" not in components:
@@ -137,11 +150,14 @@ def load_planned(
     # The network without a dtype keeps what it is stored in; with one, modulation would be widened to float32.
     as_stored = model.stored["transformer"] != PLAIN or "transformer" in model.mapped
     arguments["dtype"] = {"transformer": None if as_stored else dtype, "default": dtype}
-    late = [name for name in ("transformer", "text_encoder") if _origin(plan, name) == "disk"]
+    loaded = [name for name in COMPONENTS if name not in components]
+    late = [
+        name for name in ("transformer", "text_encoder") if name in loaded and _origin(plan, name) == "disk"
+    ]
     with postponed() if late else ExitStack():
         pipeline = pipeline_class.from_pretrained(str(folder), variant=variant, **arguments)
-    for name in COMPONENTS:
-        if late and name not in (*late, *components):
+    for name in loaded if late else ():
+        if name not in late:
             check_finite(getattr(pipeline, name), folder / name)
     for name, form in (("transformer", plan.network), ("text_encoder", plan.encoder)):
         if form != PLAIN and model.stored[name] == PLAIN:
@@ -151,7 +167,7 @@ def load_planned(
     place(pipeline, plan, folder=folder, variant=variant)
     for name in late:
         component = getattr(pipeline, name)
-        check_finite(component, folder / name, without=units_of(component))
+        check_finite(component, folder / name, without=streamed_parameters(component))
     return pipeline
 
 
@@ -180,6 +196,8 @@ def place(pipeline: Any, plan: Plan, *, folder: Path | None = None, variant: str
     """
     if pipeline.plan is not None:
         raise RequestError("This pipeline is placed by a plan already; load it again for another.")
+    if folder is None and "disk" in (plan.network_origin, plan.encoder_origin):
+        raise RequestError("This plan streams from disk, and there is no folder to read.")
     device = torch.device(plan.device)
     if plan.network == "fp8" and why_no_float8_products(device, pipeline.transformer.dtype) is None:
         use_mode(pipeline.transformer, "fp8", graphs=False, device=device)
@@ -289,7 +307,11 @@ def _convey(
         tensors: Mapping[str, StoredTensor] = stored()
         source = FileBytes(
             {
-                unit: {leaf.name: tensors[f"{place.path}.{leaf.name}"] for leaf in unit.leaves}
+                unit: {
+                    leaf.name: tensors[name]
+                    for leaf in unit.leaves
+                    if (name := f"{place.path}.{leaf.name}") in tensors
+                }
                 for unit, place in zip(units, places, strict=True)
             }
         )
@@ -297,8 +319,7 @@ def _convey(
 
 
 def _stored(name: str, folder: Path | None, variant: str | None) -> Mapping[str, StoredTensor]:
-    if folder is None:
-        raise RequestError("This plan streams from disk, and there is no folder to read.")
+    assert folder is not None
     if name == "transformer":
         return stored_weights(folder / name, "diffusers", variant)
     return stored_tensors(name, folder, variant)

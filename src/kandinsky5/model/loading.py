@@ -41,6 +41,7 @@ from kandinsky5.hub import HubArguments, need
 from kandinsky5.model import four_bits
 from kandinsky5.model.arguments import check_arguments
 from kandinsky5.model.layout import check_config, implied_config
+from kandinsky5.model.packed import unpack_into
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class CheckedLoading(ModelMixin, ConfigMixin):
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True gives a pair
         network.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         check_finite(network, folder)
+        if is_packed and kwargs["dtype"] is not None:
+            unpack_into(network, kwargs["dtype"])
         if getattr(network, "hf_quantizer", None) is None:
             check_arrived(network, stored, folder)
         return loaded

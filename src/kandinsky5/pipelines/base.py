@@ -25,6 +25,7 @@ from kandinsky5.geometry import NATIVE_SIZES, VAE_FACTOR
 from kandinsky5.hub import HubArguments, Watch, bars, need
 from kandinsky5.model.arguments import NETWORK_ONLY, check_arguments
 from kandinsky5.model.loading import checkpoint_errors, refuse_pickles, requested_dtype, single_file
+from kandinsky5.model.packed import unpack_into
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.adapters import AdapterLoading
 from kandinsky5.pipelines.callbacks import TENSOR_NAMES
@@ -41,7 +42,7 @@ from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder, stor
 from kandinsky5.pipelines.load_values import check_load_values
 from kandinsky5.pipelines.processor_files import ProcessorFiles
 from kandinsky5.pipelines.published import QWEN_PROCESSORS, published_index, with_our_classes
-from kandinsky5.pipelines.quantization import check_quantization, check_quantized
+from kandinsky5.pipelines.quantization import check_quantization, check_quantized, write_as_packed
 from kandinsky5.pipelines.saving import check_savable, joined_later
 from kandinsky5.pipelines.single_file import OF_THE_FILE, check_around_file
 from kandinsky5.pipelines.staging import staged
@@ -179,6 +180,8 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         for name, model in checked.models.items():
             loaded = getattr(pipeline, name)
             check_finite(loaded, folder / name)
+            if model.is_packed:
+                unpack_into(loaded, loaded.dtype)
             if not model.is_packed or getattr(loaded, "hf_quantizer", None) is None:
                 check_arrived(loaded, model.tensors, folder / name, KINDS[name].current_name)
         if "text_encoder" in checked.models:
@@ -257,11 +260,30 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         Raises:
             RequestError: a plan has placed the components (`memory=`), each where it must be.
         """
+        self._refuse_where_placed()
+        return super().to(*args, **kwargs)
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' method. Raises RequestError as `to` does."""
+        self._refuse_where_placed()
+        super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' method. Raises RequestError as `to` does."""
+        self._refuse_where_placed()
+        super().enable_model_cpu_offload(*args, **kwargs)
+
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' method. Raises RequestError as `to` does."""
+        self._refuse_where_placed()
+        super().enable_group_offload(*args, **kwargs)
+
+    def _refuse_where_placed(self) -> None:
         if self.plan is not None:
             raise RequestError(
-                "This pipeline was placed by its plan (memory=), and is not moved or cast; load it again without."
+                "This pipeline was placed by its plan (memory=), and is not moved, cast or offloaded; load it again "
+                "without."
             )
-        return super().to(*args, **kwargs)
 
     @property
     def _execution_device(self) -> torch.device:
@@ -284,6 +306,7 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
                 "safe_serialization=False would write pickles, which are not read here; leave it out."
             )
         check_savable(self.components)
+        write_as_packed(self.text_encoder)
         self.register_modules(**joined_later(self.components, self.config))
         target = Path(save_directory).absolute()
         if kwargs.get("push_to_hub"):

@@ -67,7 +67,6 @@ class DrawingPipeline(EncodingPipeline):
                     self._denoise(run, steps, self._execution_device, call)
                     return self.finish(run.latents, call.output_type)
             finally:
-                leave(self.plan, self.text_encoder)
                 leave(self.plan, self.transformer)
                 self.maybe_free_model_hooks()
 
@@ -81,7 +80,6 @@ class DrawingPipeline(EncodingPipeline):
             *(torch.float32, device, call.generator, call.latents),
         )
         positive, negative = self._conditionings(call)
-        leave(self.plan, self.text_encoder)
         return denoise.Run(
             latents=start,
             positive=positive,

@@ -5,6 +5,7 @@ The template, its crop and the limit of tokens are the task's. What is drawn of 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from kandinsky5.pipelines.base import ImagePipeline
 from kandinsky5.pipelines.call import whole
 from kandinsky5.pipelines.processor_files import build_picture_processor
 from kandinsky5.pipelines.prompt_input import Prompts
+from kandinsky5.pipelines.room import leave
 from kandinsky5.prompts import TEMPLATES, Template, clean, crop
 from kandinsky5.records import Conditioning
 
@@ -100,19 +102,24 @@ class EncodingPipeline(ImagePipeline):
                 f"This pipeline was loaded without its text encoders (no {', '.join(missing)}); pass precomputed "
                 "prompt embeddings (and negative ones, or guidance_scale=1)."
             )
-        return encode_prompts(
-            [clean(text) for text in texts],
-            self._template,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer_2=self.tokenizer_2,
-            max_tokens=max_sequence_length,
-            device=self._execution_device,
-            dtype=self.text_encoder.dtype,
-            pictures=shown,
-            picture_processor=self.picture_processor if shown else None,
-        )
+        with nullcontext() if self.plan is None else self._turns:  # slots are one call's
+            try:
+                return encode_prompts(
+                    [clean(text) for text in texts],
+                    self._template,
+                    text_encoder=self.text_encoder,
+                    tokenizer=self.tokenizer,
+                    text_encoder_2=self.text_encoder_2,
+                    tokenizer_2=self.tokenizer_2,
+                    max_tokens=max_sequence_length,
+                    device=self._execution_device,
+                    dtype=self.text_encoder.dtype,
+                    pictures=shown,
+                    picture_processor=self.picture_processor if shown else None,
+                )
+            finally:
+                leave(self.plan, self.text_encoder)
+                leave(self.plan, self.text_encoder_2)
 
     def picture_tokens(self, picture: Image.Image) -> int:
         """How many tokens the text encoder is given of a source at the size of its edit."""

@@ -147,7 +147,7 @@ def load_tokenizer(folder: Path) -> Any:
 def stored_tensors(name: str, folder: Path, variant: str | None = None) -> dict[str, StoredTensor]:
     """What the files of one of a pipeline's models hold, by the names of today's library; without a check of names."""
     kind = KINDS[name]
-    return _renamed(read_weights(folder / name, kind.library, variant), kind, folder / name)
+    return _renamed(stored_weights(folder / name, kind.library, variant), kind, folder / name)
 
 
 def _read_index(folder: Path, brought: Collection[str]) -> dict[str, Any]:
@@ -242,7 +242,8 @@ def empty_model(name: str, folder: Path, variant: str | None = None, *, sees: bo
         name: of `KINDS`.
         folder: of the component.
         variant: of the weight files.
-        sees: with Qwen's vision tower, which not every task loads. Its vocabulary projection is left out.
+        sees: with Qwen's vision tower, which not every task loads. Its vocabulary projection is left out. Of a packed
+            encoder all parts are loaded, whatever the task.
 
     Raises:
         CheckpointError: a config that cannot be built.
@@ -254,8 +255,8 @@ def empty_model(name: str, folder: Path, variant: str | None = None, *, sees: bo
     if name == "vae":
         check_vae(config, tensors, file)
     check_quantizer(config, kind.library, file)
-    config.pop("quantization_config", None)
-    with leaving_out(["head"] if sees else ["head", "vision"]):
+    is_packed = config.pop("quantization_config", None) is not None
+    with leaving_out([] if is_packed else ["head"] if sees else ["head", "vision"]):
         return _empty(kind, config, file)
 
 

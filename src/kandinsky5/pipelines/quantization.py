@@ -66,6 +66,15 @@ def check_quantized(pipeline: Any, config: Any) -> None:
             )
 
 
+def write_as_packed(model: Any) -> None:
+    """Let a model that was loaded from packed files be saved as it is: transformers would first take back what its
+    quantiser did on loading, which it cannot.
+    """
+    steps = getattr(model, "_weight_conversions", None)
+    if steps is not None and getattr(model, "hf_quantizer", None) is not None:
+        model._weight_conversions = [step for step in steps if _can_be_taken_back(step)]
+
+
 def is_packed_in_memory(model: nn.Module) -> bool:
     """Whether weights are packed and no library knows of it, which would save them as what they are not."""
     if getattr(model, "hf_quantizer", None) is not None:
@@ -77,6 +86,14 @@ def is_packed_in_memory(model: nn.Module) -> bool:
 def is_plain(weight: Tensor) -> bool:
     """Whether a weight is neither packed in a tensor of another class nor narrower than 16 bits."""
     return type(weight.data) is Tensor and weight.is_floating_point() and weight.dtype.itemsize > 1
+
+
+def _can_be_taken_back(step: Any) -> bool:
+    try:
+        step.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _named(config: PipelineQuantizationConfig) -> Collection[str]:

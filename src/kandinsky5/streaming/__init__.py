@@ -9,7 +9,14 @@ pins each tensor in a block of its own (rounded up to a power of two), waits on 
 bound on what is on the device at once.
 """
 
-from kandinsky5.streaming.conveyor import Conveyor, in_turn, is_arrival, is_streamed, release, units_of
+from kandinsky5.streaming.conveyor import (
+    Conveyor,
+    in_turn,
+    is_arrival,
+    is_streamed,
+    release,
+    streamed_parameters,
+)
 from kandinsky5.streaming.freed import give_back
 from kandinsky5.streaming.settling import look_up_on_host, settle
 from kandinsky5.streaming.sources import FileBytes, HostBytes
@@ -27,5 +34,5 @@ __all__ = [
     "look_up_on_host",
     "release",
     "settle",
-    "units_of",
+    "streamed_parameters",
 ]

@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from kandinsky5.errors import RequestError
 from kandinsky5.streaming.sources import FileBytes, HostBytes, exact_memory
 from kandinsky5.streaming.unit import Unit
 
@@ -90,9 +91,9 @@ class Conveyor:
                 raise
         if slot.arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(slot.arrived)
+        slot.busy = True
         unit.put_in(slot.buffer)
         unit.bring_strays(self.device)
-        slot.busy = True
         ahead = self._following(unit)
         for following in ahead:
             if self._holding(following) is None and self._free([unit, *ahead]) is not None:
@@ -118,6 +119,13 @@ class Conveyor:
             unit.rest()
             unit.forget()
         self._slots.clear()
+
+    def __reduce__(self) -> Any:
+        """Refuse a copy or a pickle of a module that is a unit: slots and threads are this one's."""
+        raise RequestError(
+            "Weights that stream are neither copied nor pickled: load the pipeline again, or save it with "
+            "save_pretrained."
+        )
 
     def close(self) -> None:
         """Let the modules go: their tensors are at rest, and nobody brings them any more."""
@@ -235,14 +243,15 @@ def is_arrival(hook: Callable[..., Any]) -> bool:
     return isinstance(getattr(hook, "__self__", None), Conveyor)
 
 
-def units_of(module: nn.Module) -> list[nn.Module]:
-    """The parts of a module that are units."""
-    return [part for part in module.modules() if hasattr(part, ATTRIBUTE)]
-
-
 def is_streamed(module: nn.Module) -> bool:
     """Whether any part of a module is a unit."""
-    return bool(units_of(module))
+    return any(hasattr(part, ATTRIBUTE) for part in module.modules())
+
+
+def streamed_parameters(module: nn.Module) -> list[Tensor]:
+    """The parameters of a module that come and go; what a unit leaves out is not among them."""
+    units = [entry[1] for part in module.modules() if (entry := getattr(part, ATTRIBUTE, None))]
+    return [parameter for unit in units for parameter in unit.parameters]
 
 
 def release(module: nn.Module) -> None:

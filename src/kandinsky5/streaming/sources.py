@@ -7,7 +7,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,8 +63,14 @@ class HostBytes:
             give_back()  # what the tensors were before
 
     def run(self, unit: Unit) -> Tensor:
-        """(nbytes,) uint8 of a unit."""
-        return self._runs[id(unit)]
+        """(nbytes,) uint8 of a unit that rests, with the values that its tensors have by now."""
+        run = self._runs[id(unit)]
+        changed = [(leaf, now) for leaf, now in unit.at_rest() if now.data_ptr() != leaf.tensor.data_ptr()]
+        for leaf, now in changed:
+            leaf.view(run).copy_(now)
+        if changed:
+            unit.rest_in(run)
+        return run
 
 
 class FileBytes:
@@ -108,20 +114,21 @@ class FileBytes:
                 size = min(READ_BYTES, leaf.nbytes - at)
                 part = target[leaf.start + at : leaf.start + at + size]
                 jobs.append(self._pool.submit(_read, self._files[place.file], part, place.start + at, place))
+        wait(jobs)  # also where one fails: nobody writes to the run any more
         for job in jobs:
             job.result()
         self._check(unit, run)
 
     def _check(self, unit: Unit, run: Tensor) -> None:
         first = id(unit) not in self._seen
-        for leaf, place in self._places[id(unit)]:
+        for (leaf, place), (_, now) in zip(self._places[id(unit)], unit.at_rest(), strict=True):
             values = leaf.view(run)
             if first and not is_finite(values):
                 raise CheckpointError(
                     f"Tensor {place.name!r} in {place.file} has values that are not finite (NaN or infinity). Fetch it "
                     "again."
                 )
-            if not torch.equal(_sample(leaf.tensor), _sample(values)):
+            if not torch.equal(_sample(now), _sample(values)):
                 raise RequestError(
                     f"Tensor {leaf.name!r} of {unit.name} was changed in memory (a fused adapter, say), but this plan "
                     f"reads it from {place.file.name} each time it is used; load the pipeline with more memory."
@@ -133,9 +140,12 @@ def exact_memory(size: int, *, lock: bool) -> Tensor:
     """(size,) uint8 of host memory that begins at a page; page-locked for CUDA if `lock`, until it is let go.
 
     Raises:
-        torch.OutOfMemoryError: the system does not lock so much.
+        torch.OutOfMemoryError: the system does not have or does not lock so much.
     """
-    held = _Pages(-1, max(size, 1), **PRIVATE)
+    try:
+        held = _Pages(-1, max(size, 1), **PRIVATE)
+    except OSError as error:
+        raise torch.OutOfMemoryError(f"The system has no {size / 1e9:.1f} GB of host memory.") from error
     memory = torch.frombuffer(held, dtype=torch.uint8, count=max(size, 1))
     if lock:
         cudart: Any = torch.cuda.cudart()

@@ -65,8 +65,13 @@ class _Piece:
         if self.leaves[0].part is not None:
             self.owner._parameters[self.name] = prepared  # type: ignore[assignment]
             return
+        self.tensor.data = prepared
+
+    @property
+    def tensor(self) -> Tensor:
+        """The parameter or buffer as its owner has it now."""
         table: Any = self.owner._parameters if self.name in self.owner._parameters else self.owner._buffers
-        table[self.name].data = prepared
+        return table[self.name]
 
 
 class Unit:
@@ -90,6 +95,7 @@ class Unit:
             self._pieces.append(_Piece(owner=owner, name=leaf_name, rest=rest, leaves=leaves))
             self._known.add(id(tensor))
         self._prepared: dict[int, list[Tensor]] = {}
+        self._rests = True
         self._without = {id(part) for left_out in without for part in left_out.modules()}
 
     @property
@@ -97,8 +103,15 @@ class Unit:
         """All plain tensors, in the order of their bytes."""
         return (leaf for piece in self._pieces for leaf in piece.leaves)
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The module's parameters among its tensors."""
+        named = (piece.owner._parameters.get(piece.name) for piece in self._pieces)
+        return [parameter for parameter in named if parameter is not None]
+
     def put_in(self, run: Tensor) -> None:
         """Make the bytes of a run (at least `nbytes`,) uint8 the module's tensors."""
+        self._rests = False
         key = run.data_ptr()
         if key not in self._prepared:
             self._prepared[key] = [piece.prepared(run) for piece in self._pieces]
@@ -106,9 +119,11 @@ class Unit:
             piece.put(prepared)
 
     def rest(self) -> None:
-        """Give the module the tensors back that it has when it is not used."""
-        for piece in self._pieces:
-            piece.put(piece.rest)
+        """Give the module the tensors back that it has when it is not used; one that rests keeps what it has."""
+        if not self._rests:
+            for piece in self._pieces:
+                piece.put(piece.rest)
+            self._rests = True
 
     def rest_in(self, run: Tensor) -> None:
         """From now on the tensors rest in this run, whose bytes are theirs already."""
@@ -124,7 +139,16 @@ class Unit:
             )
             for piece in self._pieces
         ]
-        self.rest()
+        for piece in self._pieces:
+            piece.put(piece.rest)
+
+    def at_rest(self) -> Iterator[tuple[Leaf, Tensor]]:
+        """The tensors that no library packed as they are now, of a unit that rests: others may have put new ones there
+        (an adapter fused by peft's safe way).
+        """
+        yield from (
+            (piece.leaves[0], piece.tensor.data) for piece in self._pieces if piece.leaves[0].part is None
+        )
 
     def forget(self) -> None:
         """Drop what is remembered of runs, which keeps their memory."""
