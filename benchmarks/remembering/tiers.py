@@ -138,7 +138,7 @@ def load(tier: Tier, device: torch.device) -> Any:
         )
         return load_planned(kind, Path(tier.folder), streamed, dtype=torch.bfloat16)
     task = "editing" if edits else "text-to-image"
-    return load_pipeline(tier.folder, device=tier.device, dtype="bf16", task=task, budget=budget)  # type: ignore[arg-type]
+    return load_pipeline(tier.folder, device=tier.device, dtype="bf16", task=task, memory=budget)  # type: ignore[arg-type]
 
 
 def draw(pipeline: Any, tier: Tier, *, steps: int, prompt: str = PROMPT) -> Drawn:

@@ -58,7 +58,7 @@ def load_pipeline(
     access: hub.HubAccess | None = ...,
     force_download: bool = ...,
     watch: hub.Watch = ...,
-    budget: Budget | None = ...,
+    memory: str | Budget | None = ...,
     mode: str | None = ...,
 ) -> Kandinsky5T2IPipeline: ...
 
@@ -75,7 +75,7 @@ def load_pipeline(
     access: hub.HubAccess | None = ...,
     force_download: bool = ...,
     watch: hub.Watch = ...,
-    budget: Budget | None = ...,
+    memory: str | Budget | None = ...,
     mode: str | None = ...,
 ) -> Kandinsky5T2IPipeline | Kandinsky5I2IPipeline: ...
 
@@ -91,7 +91,7 @@ def load_pipeline(
     access: hub.HubAccess | None = None,
     force_download: bool = False,
     watch: hub.Watch = hub.bars,
-    budget: Budget | None = None,
+    memory: str | Budget | None = None,
     mode: str | None = AUTO,
 ) -> Kandinsky5T2IPipeline | Kandinsky5I2IPipeline:
     """The pipeline of a known checkpoint, a folder or a hub id, on its device.
@@ -106,24 +106,26 @@ def load_pipeline(
         access: token, cache and address of the hub, and whether it may be asked.
         force_download: fetch a hub id again.
         watch: shows what is fetched; `hub.unseen` shows nothing.
-        budget: memory that it may take, and for which requests (`Budget.of("8GB")`): a plan places the components, and
-            is the pipeline's `plan`. None puts all of it on the device, as it is.
-        mode: one of `placement.MODES`, `placement.AUTO`, or None for the ordinary way; what a budget leaves open. In
+        memory: that it may take, "8GB", "auto" or "8GB:16GB" (`Budget.of`), or a `Budget`, which also says for which
+            requests: a plan places the components, and is the pipeline's `plan`. None puts all of it on the device, as
+            it is.
+        mode: one of `placement.MODES`, `placement.AUTO`, or None for the ordinary way; what memory= leaves open. In
             each but the ordinary way the autoencoder uses fused kernels too, where they run.
 
     Raises:
-        RequestError: a name, task, device, dtype or mode that does not exist, a budget that is none, or a mode beside
+        RequestError: a name, task, device, dtype or mode that does not exist, memory that is no amount, or a mode beside
             one; a revision of a folder; a checkpoint that cannot do the task.
         CheckpointError: weights that are missing or cannot be read; a hub that refuses or is out of reach.
         CapacityError: no room on the disk for what is fetched, or in memory for what is loaded.
     """
     source = resolve_model(str(model))
     check_task(source, task)
+    budget = Budget.of(memory) if isinstance(memory, str) else memory
     if budget is not None and not isinstance(budget, Budget):
-        raise RequestError(f'budget must be a Budget, such as Budget.of("8GB"), not {budget!r:.80}.')
+        raise RequestError(f'memory must be an amount, such as "8GB", or a Budget, not {memory!r:.80}.')
     if mode != AUTO and budget is not None:
         raise RequestError(
-            "A plan of memory chooses how the network computes, too: leave the mode or the budget out."
+            "A plan of memory chooses how the network computes, too: leave mode= or memory= out."
         )
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)

@@ -32,8 +32,9 @@ def test_an_engine_is_named_after_its_source(saved_folder: str) -> None:
     ("settings", "words"),
     [
         ({"mode": "fast"}, "'fast' is not one of exact, fp8"),
-        ({"mode": "exact", "budget": Budget()}, "leave the mode"),
-        ({"budget": "8GB"}, r'such as Budget\.of\("8GB"\), not .8GB'),
+        ({"mode": "exact", "memory": Budget()}, "leave mode= or memory= out"),
+        ({"memory": "much"}, "is no amount: say 8GB"),
+        ({"memory": 8e9}, 'an amount, such as "8GB", or a Budget, not 8000000000'),
     ],
 )
 def test_a_mode_or_a_budget_is_refused_before_anything_is_fetched(

@@ -104,7 +104,7 @@ def test_what_was_loaded_packed_is_saved(packed, machine, tmp_path, form, placed
 @pytest.mark.parametrize("budget", [None, Budget(width=64, height=64)], ids=["loaded", "placed"])
 def test_packed_folders_run_in_every_dtype(packed, expected, form, dtype, budget):
     """On most CPUs float32 is what "auto" means."""
-    pipe = load_pipeline(str(packed[form]), device="cpu", dtype=dtype, budget=budget)
+    pipe = load_pipeline(str(packed[form]), device="cpu", dtype=dtype, memory=budget)
     assert (draw(pipe).float() - expected.float()).pow(2).mean().sqrt() < 0.1
 
 

@@ -163,7 +163,7 @@ def test_editing(half_editing_folder, machine, changes):
 
 def test_load_pipeline_takes_a_budget(half_folder, expected):
     pipe = load_pipeline(
-        str(half_folder), device="cpu", dtype="bf16", budget=Budget.of("auto", width=64, height=64)
+        str(half_folder), device="cpu", dtype="bf16", memory=Budget.of("auto", width=64, height=64)
     )
     assert pipe.plan is not None and pipe.plan.width == 64
     assert torch.equal(draw(pipe), expected)
@@ -220,7 +220,7 @@ def test_too_little_for_any_plan_is_said_before_anything_is_loaded(half_folder, 
     with pytest.raises(CapacityError, match=r"No plan fits: 1 of 64x64 take at least \d\.\d MB on cpu"):
         plan_for(half_folder, SMALL, device=CPU, dtype=DTYPE, machine=machine("cpu", device_bytes=1000))
     with pytest.raises(CapacityError, match="No plan fits"):
-        load_pipeline(str(half_folder), device="cpu", dtype="bf16", budget=Budget.of("1MB"))
+        load_pipeline(str(half_folder), device="cpu", dtype="bf16", memory="1MB")
 
 
 def test_what_would_fit_is_named(half_folder, machine):

@@ -103,7 +103,7 @@ def test_nothing_stays_in_the_slots_between_pictures(half_folder):
 
 
 def test_running_out_says_plan_and_peak_and_the_next_request_works(half_folder):
-    pipe = load_pipeline(str(half_folder), device="cuda", dtype="bf16", budget=SMALL)
+    pipe = load_pipeline(str(half_folder), device="cuda", dtype="bf16", memory=SMALL)
     expected = draw(pipe)
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()

@@ -65,7 +65,7 @@ def open_engine(
             device=device,
             dtype=dtype,
             task=task,
-            budget=budget,
+            memory=budget,
             mode=None if mode == "ordinary" else mode,
         )
     except (RuntimeError, MemoryError) as error:
