@@ -7,6 +7,7 @@ network.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,10 @@ CONFIG_FILES: Final = ("adapter_config.json", "config_lora.json")
 
 METADATA_KEY: Final = "lora_adapter_metadata"
 """Where diffusers keeps the same inside the file."""
+
+_PLAIN: Final = re.compile(r"\^?\w+(\.\w+)*")
+"""A key of peft's patterns that is a layer's name or the end of one. Others are regular expressions, and a file may not
+have them run: some take for ever."""
 
 MAX_NUMBER: Final = 1e6
 """Of a rank or an alpha; beyond it a file is damaged."""
@@ -158,8 +163,14 @@ def _from_config(config: Mapping[str, Any], what: str, layer: str, source: str) 
     patterns = config.get(f"{what}_pattern")
     found = {} if not isinstance(patterns, dict) else patterns
     for name, value in found.items():
-        plain = str(name).removeprefix("^")
-        if layer == plain or layer.endswith(f".{plain}"):
+        plain = str(name).removesuffix("$").replace("\\.", ".")
+        if not _PLAIN.fullmatch(plain):
+            raise CheckpointError(
+                f"{source} gives {what}s by the pattern {name!r:.80}, and only names of layers are understood there: "
+                "write out the names that it stands for."
+            )
+        whole = plain.removeprefix("^")
+        if layer == whole or (whole == plain and layer.endswith(f".{plain}")):
             return _number(value, source)
     names = ("lora_alpha", "alpha") if what == "alpha" else ("r",)
     value = next((config[name] for name in names if config.get(name) is not None), None)
