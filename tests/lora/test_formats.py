@@ -192,6 +192,25 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
             },
             "not finite",
         ),
+        ({"x.lora_A.weight": torch.ones(2, 4, dtype=torch.int8)}, "torch.int8, not of floating-point"),
+        ({"x.lora_A.weight": [1.0]}, "a list, not of floating-point"),
+        (
+            {"x.lora_A.weight": torch.ones(2, 4, 1, 1), "x.lora_B.weight": torch.ones(4, 2, 1, 1)},
+            r"A \(2, 4, 1, 1\), B \(4, 2, 1, 1\) of layer x.*convolutions",
+        ),
+        ({"x.lokr_w1": torch.tensor(1.0), "x.lokr_w2": torch.ones(4, 4)}, r"w1 \(\)"),
+        (
+            {"x.lokr_w1": torch.ones(4, 4), "x.lokr_w2_a": torch.ones(4, 2), "x.lokr_w2_b": torch.ones(3, 4)},
+            r"w2_a \(4, 2\), w2_b \(3, 4\)",
+        ),
+        (
+            {
+                "x.lora_A.weight": torch.ones(2, 4),
+                "x.lora_B.weight": torch.ones(4, 2),
+                "x.dora_scale": torch.ones(1, 4),
+            },
+            r"magnitudes \(1, 4\) of layer x: one for each channel in",
+        ),
     ):
         with pytest.raises(CheckpointError, match=words):
             recognise(tensors)
