@@ -105,6 +105,40 @@ def test_lokr_follows_its_formula(own: Kandinsky5T2IPipeline) -> None:
     assert again.kind == "lokr" and torch.equal(again.layers[ATTENTION]["w2_a"], a)
 
 
+@pytest.mark.parametrize(
+    ("w1", "w2"),
+    [
+        ([(8, 2), (2, 8)], [(8, 8)]),
+        ([(8, 3), (3, 8)], [(8, 2), (2, 8)]),
+        ([(4, 2), (2, 4)], [(16, 2), (2, 16)]),
+        ([(8, 8)], [(8, 5), (5, 8)]),
+    ],
+    ids=["first a product", "two ranks", "first small", "more than half rank"],
+)
+def test_lokr_in_forms_that_peft_does_not_make(
+    own: Kandinsky5T2IPipeline, w1: list[tuple[int, int]], w2: list[tuple[int, int]]
+) -> None:
+    tensors, factors = {}, []
+    for name, shapes in (("w1", w1), ("w2", w2)):
+        parts = [drawn(*shape, seed=sum(shape)) for shape in shapes]
+        ends = [""] if len(parts) == 1 else ["_a", "_b"]
+        tensors |= {f"{ATTENTION}.lokr_{name}{end}": part for end, part in zip(ends, parts, strict=True)}
+        factors.append(parts[0] if len(parts) == 1 else parts[0] @ parts[1])
+    other = copy.deepcopy(own.transformer)
+    with torch.no_grad():
+        other.get_submodule(ATTENTION).weight += 0.5 * torch.kron(*factors)
+    lora = recognise(tensors)
+    own.load_lora_weights(Lora(kind="lokr", layers=lora.layers, scales={ATTENTION: 0.5}, source=""))
+    torch.testing.assert_close(velocity(own.transformer), velocity(other), rtol=1e-4, atol=1e-5)
+
+
+def test_a_lokr_that_peft_cannot_hold_is_refused_in_words(own: Kandinsky5T2IPipeline) -> None:
+    tensors = {f"{ATTENTION}.lokr_w1": drawn(2, 32, seed=1), f"{ATTENTION}.lokr_w2": drawn(32, 2, seed=2)}
+    with pytest.raises(CheckpointError, match="factorised in ways that peft does not make"):
+        own.load_lora_weights(tensors)
+    assert not own.get_list_adapters()
+
+
 def test_both_pipelines_take_them(editing: Kandinsky5I2IPipeline) -> None:
     network = copy.deepcopy(editing.transformer)
     mine = Kandinsky5I2IPipeline.from_pipe(editing, transformer=network)

@@ -6,7 +6,8 @@ Comes in: what diffusers' `load_lora_weights` takes. Goes out: a network with th
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
         check_fits(lora, self.transformer)
         self._check_can_adapt(lora, adapter_name, hotswap)
         tensors, config = _for_diffusers(_in_the_network_s_dtypes(lora, self.transformer))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _words_about_factors(lora):
             for remark in EXPECTED_REMARKS:
                 warnings.filterwarnings("ignore", remark)
             self.load_lora_into_transformer(
@@ -177,6 +178,20 @@ def _in_the_network_s_dtypes(lora: Lora, network: Any) -> Lora:
     """Each layer's tensors in the dtype of the layer: peft would compute in the file's."""
     modules = dict(network.named_modules())
     layers = {}
+@contextmanager
+def _words_about_factors(lora: Lora) -> Iterator[None]:
+    """What diffusers refuses before it changes anything: factors that no one `decompose_factor` of peft makes."""
+    try:
+        yield
+    except ValueError as error:
+        if lora.kind != "lokr" or "decompose_factor" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{lora.source} is a LoKr whose layers are factorised in ways that peft does not make together; train it "
+            "with one factor for all layers, or as a LoRA."
+        ) from error
+
+
     for layer, parts in lora.layers.items():
         base = modules.get(f"{layer}.base_layer") or modules[layer]
         dtype = base.weight.dtype
