@@ -198,6 +198,16 @@ def test_dtypes_are_the_network_s(own: Kandinsky5T2IPipeline) -> None:
     assert adapted == {torch.bfloat16}
 
 
+def test_values_that_the_network_s_dtype_cannot_hold(own: Kandinsky5T2IPipeline) -> None:
+    own.transformer.to(torch.float16)
+    tensors = {
+        name: value * 1e6 for name, value in comfyui_tensors(make_lora()).items() if "alpha" not in name
+    }
+    with pytest.raises(CheckpointError, match=r"float16 cannot hold; load the network in torch\.bfloat16"):
+        own.load_lora_weights(tensors)
+    assert not own.get_list_adapters()
+
+
 def test_arguments_that_would_be_ignored(own: Kandinsky5T2IPipeline, tmp_path: Path) -> None:
     tensors = comfyui_tensors(make_lora())
     with pytest.raises(RequestError, match="weigth_name"):

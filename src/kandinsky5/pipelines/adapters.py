@@ -16,7 +16,8 @@ import torch
 from diffusers.loaders import KandinskyLoraLoaderMixin
 from torch import Tensor
 
-from kandinsky5.errors import RequestError
+from kandinsky5.checkpoint.finite import is_finite
+from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.hub import HubArguments
 from kandinsky5.hub.adapters import adapter_among, fetch_adapter
 from kandinsky5.lora import Lora, check_fits, peft_config, peft_tensors, read_lora, recognise
@@ -206,3 +207,8 @@ def _file_in(folder: Path, wanted: str | None) -> Path:
     if wanted is not None:
         return folder / wanted
     return folder / adapter_among([file.name for file in folder.glob("*")], None, str(folder))
+        if not all(map(is_finite, layers[layer].values())):
+            raise CheckpointError(
+                f"{lora.source} has values of layer {layer} that {dtype} cannot hold; load the network in "
+                "torch.bfloat16 or torch.float32."
+            )
