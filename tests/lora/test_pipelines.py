@@ -260,6 +260,25 @@ def test_names_that_no_module_can_have(own: Kandinsky5T2IPipeline, name: object)
     assert not own.get_list_adapters()
 
 
+@pytest.mark.parametrize("name", ["train", "keys", "type"])
+def test_names_that_torch_s_modules_have_taken(own: Kandinsky5T2IPipeline, name: str) -> None:
+    with pytest.raises(RequestError, match="a word of torch's modules"):
+        own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name=name)
+    assert not any("lora" in name for name, _ in own.transformer.named_modules())
+
+
+def test_without_a_name_none_that_is_there_is_replaced(own: Kandinsky5T2IPipeline) -> None:
+    for seed in (0, 50):
+        own.load_lora_weights(comfyui_tensors(make_lora(seed)))
+    own.delete_adapters("default_0")
+    own.load_lora_weights(comfyui_tensors(make_lora(70)))
+    assert sorted(own.get_list_adapters()["transformer"]) == ["default_0", "default_1"]
+    assert torch.equal(
+        from_network(own.transformer, "default_1").layers[ATTENTION]["A"],
+        make_lora(50).layers[ATTENTION]["A"],
+    )
+
+
 def test_the_last_one_loaded_is_on_alone(own: Kandinsky5T2IPipeline) -> None:
     for name in ("first", "second"):
         own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name=name)

@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders import KandinskyLoraLoaderMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from kandinsky5.checkpoint.finite import is_finite
 from kandinsky5.errors import CheckpointError, RequestError
@@ -120,6 +121,9 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
         lora = self.read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
         check_fits(lora, self.transformer)
         self._check_can_adapt(lora, adapter_name, hotswap)
+        if adapter_name is None and not hotswap:  # diffusers counts adapters, and meets one that is there
+            loaded = getattr(self.transformer, "peft_config", {})
+            adapter_name = next(name for i in count() if (name := f"default_{i}") not in loaded)
         tensors, config = _for_diffusers(_in_the_network_s_dtypes(lora, self.transformer))
         with warnings.catch_warnings(), _words_about_factors(lora):
             for remark in EXPECTED_REMARKS:
@@ -150,6 +154,11 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
     def _check_can_adapt(self, lora: Lora, name: str | None, hotswap: bool) -> None:
         if name is not None and (not isinstance(name, str) or not name or "." in name):
             raise RequestError(f"adapter_name={name!r:.80} must be a text without a dot, such as 'style'.")
+        if name is not None and any(hasattr(kind(), name) for kind in (nn.ModuleDict, nn.ParameterDict)):
+            raise RequestError(
+                f"adapter_name={name!r} is a word of torch's modules, in which peft keeps adapters by their names; "
+                "choose another."
+            )
         loaded = getattr(self.transformer, "peft_config", {})
         if name in loaded and not hotswap:
             raise RequestError(
@@ -169,16 +178,6 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
             )
 
 
-def _for_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    config = peft_config(lora)
-    tensors = {f"transformer.{name}": tensor for name, tensor in peft_tensors(lora).items()}
-    return tensors, None if config is None else {f"transformer.{name}": v for name, v in config.items()}
-
-
-def _in_the_network_s_dtypes(lora: Lora, network: Any) -> Lora:
-    """Each layer's tensors in the dtype of the layer: peft would compute in the file's."""
-    modules = dict(network.named_modules())
-    layers = {}
 @contextmanager
 def _words_about_factors(lora: Lora) -> Iterator[None]:
     """What diffusers refuses before it changes anything: factors that no one `decompose_factor` of peft makes."""
@@ -193,12 +192,27 @@ def _words_about_factors(lora: Lora) -> Iterator[None]:
         ) from error
 
 
+def _for_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    config = peft_config(lora)
+    tensors = {f"transformer.{name}": tensor for name, tensor in peft_tensors(lora).items()}
+    return tensors, None if config is None else {f"transformer.{name}": v for name, v in config.items()}
+
+
+def _in_the_network_s_dtypes(lora: Lora, network: Any) -> Lora:
+    """Each layer's tensors in the dtype of the layer: peft would compute in the file's."""
+    modules = dict(network.named_modules())
+    layers = {}
     for layer, parts in lora.layers.items():
         base = modules.get(f"{layer}.base_layer") or modules[layer]
         dtype = base.weight.dtype
         layers[layer] = {
             name: tensor.to(dtype) if dtype.is_floating_point else tensor for name, tensor in parts.items()
         }
+        if not all(map(is_finite, layers[layer].values())):
+            raise CheckpointError(
+                f"{lora.source} has values of layer {layer} that {dtype} cannot hold; load the network in "
+                "torch.bfloat16 or torch.float32."
+            )
     return Lora(kind=lora.kind, layers=layers, scales=lora.scales, source=lora.source, trigger=lora.trigger)
 
 
@@ -207,8 +221,3 @@ def _file_in(folder: Path, wanted: str | None) -> Path:
     if wanted is not None:
         return folder / wanted
     return folder / adapter_among([file.name for file in folder.glob("*")], None, str(folder))
-        if not all(map(is_finite, layers[layer].values())):
-            raise CheckpointError(
-                f"{lora.source} has values of layer {layer} that {dtype} cannot hold; load the network in "
-                "torch.bfloat16 or torch.float32."
-            )
