@@ -218,6 +218,34 @@ def test_what_was_written_into_a_tensor_is_seen(network, inputs, announced, name
     assert relative_rms(after, before) > 1e-3
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "time_embeddings.in_layer.bias",
+        "pooled_text_embeddings.norm.weight",
+        "text_embeddings.in_layer.weight",
+        "text_transformer_blocks.1.feed_forward.in_layer.weight",
+        "visual_transformer_blocks.2.visual_modulation.out_layer.weight",
+    ],
+)
+def test_what_was_written_into_a_weight_is_seen(network, inputs, announced, name):
+    before = forward(network, inputs, announced)
+    with torch.no_grad():
+        network.get_parameter(name).mul_(-1)
+    after = forward(network, inputs, announced)
+    assert relative_rms(after, forward(network, inputs)) < 1e-5
+    assert relative_rms(after, before) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_cast_between_two_steps_is_seen(network, inputs, announced, dtype):
+    forward(network, inputs, announced)
+    network.to(dtype)
+    inputs["hidden_states"] = inputs["hidden_states"].to(dtype)
+    bound = 1e-5 if dtype == torch.float64 else 0.05
+    assert relative_rms(forward(network, inputs, announced), forward(network, inputs)) < bound
+
+
 def test_other_positions_of_the_text_are_seen(network, inputs, announced):
     forward(network, inputs, announced)
     inputs["text_rope_pos"] = inputs["text_rope_pos"] * 3
@@ -349,6 +377,19 @@ def test_an_adapter_that_arrives_between_two_steps_counts_for_the_text_too(confi
     assert relative_rms(forward(network, inputs, announced), forward(network, inputs)) < 1e-5
     network.disable_adapters()
     assert relative_rms(forward(network, inputs, announced), forward(network, inputs)) < 1e-5
+
+
+def test_an_adapter_that_is_merged_between_two_steps_stays(config, inputs, announced):
+    """Merging writes to weights without a trace."""
+    network = drawn(Kandinsky5Transformer3DModel(**config))
+    before = forward(network, inputs, announced)
+    adapt(network)
+    forward(network, inputs, announced)
+    network.fuse_lora()
+    network.unload_lora()
+    after = forward(network, inputs, announced)
+    assert relative_rms(after, forward(network, inputs)) < 1e-5
+    assert relative_rms(after, before) > 0.01
 
 
 def test_hooks_on_the_network_fire(network, inputs):

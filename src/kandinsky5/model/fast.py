@@ -190,6 +190,8 @@ class FastPath:
     def _step(self, network: Any, prompt: Prompt, times: tuple[float, ...], *, keep: bool) -> Step:
         """The table's row for these times, made alone when it may not be kept or nobody announced them."""
         multiple = 1 if self.replays is None else TEXT_MULTIPLE
+        if not keep:
+            self._tables.clear()  # an adapter that is merged now is in the weights later, where nobody can see it
         expected = [_each(ahead, len(times)) for ahead in self._ahead] if keep else []
         if times not in expected:
             return PromptTable(network, prompt, largest_bytes=0, multiple=multiple).step(network, times, [])
