@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kandinsky5.denoise import Run, denoise, set_times
 from kandinsky5.model import fast, prompt_table
@@ -449,6 +450,43 @@ def test_gradients_go_the_ordinary_way(network, inputs):
     network(**inputs).sample.sum().backward()
     assert path.taken == 0
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_gradients_of_inputs_go_the_ordinary_way_too(network, inputs):
+    network.requires_grad_(False)
+    network.fast_path = path = Counted()
+    for name in ("hidden_states", "encoder_hidden_states", "pooled_projections"):
+        given = inputs[name].clone().requires_grad_()
+        network(**{**inputs, name: given}).sample.sum().backward()
+        assert path.taken == 0 and given.grad is not None
+    network(**inputs)
+    assert path.taken == 1
+
+
+@torch.no_grad()
+def test_a_network_compiled_as_a_whole_is_one_graph(config, inputs):
+    network = drawn(Kandinsky5Transformer3DModel(**{**config, "num_visual_blocks": 1, "num_text_blocks": 1}))
+    expected = forward(network, inputs)
+    network.fast_path = path = Counted()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    assert relative_rms(compiled(**inputs).sample, expected) < 1e-6
+    assert path.taken == 0
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device such as MPS, which has no float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        assert getattr(found, "dtype", None) != torch.float64, func
+        return found
+
+
+def test_nothing_needs_float64(network, inputs, announced):
+    expected = forward(network, inputs)
+    with NoFloat64():
+        found = forward(network, inputs, announced)
+    assert relative_rms(found, expected) < 1e-5
 
 
 def test_a_chosen_attention_back_end_is_used(network, inputs, back_end_restored):

@@ -203,7 +203,7 @@ class TestCallbacks:
 
     @pytest.mark.parametrize("guidance", [1.0, 3.0])
     def test_embeddings_written_to_in_inference_mode(self, pipeline, generator, guidance):
-        """The fast way keeps what it made of a prompt, and tensors of that mode do not count what is written to them."""
+        """The fast way keeps what it made of a prompt, and tensors of that mode do not count writes."""
 
         def negate(pipe, step, timestep, tensors):
             tensors["prompt_embeds_qwen"].mul_(-1)

@@ -119,7 +119,8 @@ def _rows(network: Any, prompt: Prompt, window: Sequence[tuple[float, ...]]) -> 
     """The rows of all times of a window, which are rows of one batch to the network's layers."""
     S, B = len(window), len(prompt.text)
     dtype = network.text_embeddings.norm.weight.dtype
-    times = torch.tensor(window, dtype=torch.float64, device=prompt.pooled.device).flatten()
+    wide = torch.promote_types(dtype, torch.float32)
+    times = torch.tensor(window, dtype=wide, device=prompt.pooled.device).flatten()
     time = network._time_vector(times, prompt.pooled.to(dtype).repeat(S, 1))
     mask = None if prompt.mask is None else prompt.mask.repeat(S, 1)
     text = network._embedded_text(prompt).repeat(S, 1, 1)
