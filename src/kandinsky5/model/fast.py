@@ -90,17 +90,22 @@ class FastPath:
         self._tables.clear()
         self._seen = None
 
-    def takes(self, network: Any) -> bool:
-        """Whether the network can be evaluated this way now. Why not is logged when it changes."""
-        obstacle = self.obstacle(network)
+    def takes(self, network: Any, *inputs: Tensor) -> bool:
+        """Whether the network can be evaluated this way now. Why not is logged when it changes.
+
+        A network that is compiled as a whole is compiled the ordinary way: a step here is not the same twice.
+        """
+        if torch.compiler.is_compiling():
+            return False
+        obstacle = self.obstacle(network, *inputs)
         if obstacle is not None and obstacle != self._said:
             logger.warning("Not the fast way through the network: %s.", obstacle)
         self._said = obstacle
         return obstacle is None
 
-    def obstacle(self, network: Any) -> str | None:
-        """Why the network cannot be evaluated this way now, in words; None where it can."""
-        if torch.is_grad_enabled() and any(p.requires_grad for p in network.parameters()):
+    def obstacle(self, network: Any, *inputs: Tensor) -> str | None:
+        """Why the network cannot be evaluated at such inputs now, in words; None where it can."""
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *network.parameters())):
             return "gradients are wanted, and the fused kernels have none"
         if any(block._compiled_call_impl is not None for block in network.visual_transformer_blocks):
             return "its blocks are compiled"
