@@ -1,6 +1,10 @@
 """The fast way through the network against the ordinary one, and what it must not disturb."""
 
+import copy
 import logging
+import threading
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from kandinsky5.model import fast, prompt_table
 from kandinsky5.model.attention import SoftmaxAttention
 from kandinsky5.model.blocks import Modulation
 from kandinsky5.model.fast import TEXT_MULTIPLE, FastPath, prepare_for_speed
+from kandinsky5.model.graph import Replays
+from kandinsky5.model.kernels import EAGER
 from kandinsky5.model.products import joined
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.placement import use_mode
@@ -391,6 +397,50 @@ def test_an_adapter_that_is_merged_between_two_steps_stays(config, inputs, annou
     after = forward(network, inputs, announced)
     assert relative_rms(after, forward(network, inputs)) < 1e-5
     assert relative_rms(after, before) > 0.01
+
+
+def test_a_copy_keeps_nothing_of_the_run(network, inputs, announced):
+    expected = forward(network, inputs, announced)
+    announced.replays = Replays(insisted=True, capture=None)
+    announced.replays._calls["a shape"] = threading.Lock()  # as little to be copied as a CUDA graph
+    other = copy.deepcopy(network)
+    assert type(other.fast_path) is FastPath and not other.fast_path._tables
+    with torch.no_grad():
+        other.text_embeddings.in_layer.weight.mul_(-1)
+        assert relative_rms(other(**inputs).sample, forward(other, inputs)) < 1e-5
+    assert relative_rms(forward(network, inputs, announced), expected) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["exact", "fp8", "fp8-attention"])
+@pytest.mark.parametrize("graphs", [None, True, False])
+def test_a_copy_has_the_settings(network, mode, graphs):
+    use_mode(network, mode, graphs=graphs)
+    mine, other = network.fast_path, copy.deepcopy(network).fast_path
+    assert (other.mode, other.float8) == (mine.mode, mine.float8)
+    assert [getattr(path.replays, "_insisted", None) for path in (mine, other)] == [
+        None if graphs is False else graphs is True
+    ] * 2
+
+
+def test_threads_take_turns(network, inputs):
+    """A graph reads its inputs from one place, and what is expected is one run's."""
+    seen = []
+
+    def gelu(x, quantise):
+        seen.append(threading.get_ident())
+        time.sleep(0.002)  # so that another thread would come between
+        return EAGER.gelu(x, quantise)
+
+    network.fast_path = FastPath(replace(EAGER, gelu=gelu))
+    run = torch.no_grad()(lambda: [network(**inputs) for _ in range(3)])
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    blocks = len(network.visual_transformer_blocks)
+    evaluations = [set(seen[i : i + blocks]) for i in range(0, len(seen), blocks)]
+    assert len(evaluations) == 9 and all(len(threads) == 1 for threads in evaluations)
 
 
 def test_hooks_on_the_network_fire(network, inputs):
