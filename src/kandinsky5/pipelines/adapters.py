@@ -166,7 +166,8 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
             )
         modules = dict(self.transformer.named_modules())
         changed = [modules.get(f"{layer}.base_layer") or modules[layer] for layer in lora.layers]
-        if any(isinstance(layer, ScaledLinear) for layer in changed):
+        # Any of them: diffusers asks for the state of the whole network, which such layers do not give.
+        if any(isinstance(module, ScaledLinear) for module in modules.values()):
             raise RequestError(
                 "The network's layers are float8 (mode fp8), which take no adapter: load and fuse it first "
                 "(fuse_lora(), then unload_lora_weights()), and choose the mode then."
