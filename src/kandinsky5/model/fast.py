@@ -77,8 +77,14 @@ class FastPath:
         self._said: str | None = None
 
     def __reduce__(self) -> tuple[Callable[[], "FastPath"], tuple[()]]:
-        settings = {"float8": self.float8, "float8_attention": self.float8_attention, "graphs": self._graphs}
-        return partial(type(self), self.kernels, **settings), ()
+        fresh = partial(
+            type(self),
+            self.kernels,
+            float8=self.float8,
+            float8_attention=self.float8_attention,
+            graphs=self._graphs,
+        )
+        return fresh, ()
 
     @property
     def mode(self) -> str:
