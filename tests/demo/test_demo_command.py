@@ -75,6 +75,22 @@ def test_without_scipy_the_extra_is_named(
     assert "kandinsky5[demo]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["score", "judge", "pictures"])
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_loaded(
+    command: str, inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    assert run(["demo", command, str(tmp_path / "empty"), "-o", str(tmp_path / "file" / inside)]) == 2
+    assert "file is not a folder" in capsys.readouterr().err
+
+
+def test_a_seed_beyond_torch_s_is_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", "score", model, "--seed", str(2**64), *QUICK]) == 2
+    assert "--seed" in capsys.readouterr().err
+
+
 def test_running_out_of_memory_names_the_batch(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

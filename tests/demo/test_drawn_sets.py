@@ -1,6 +1,8 @@
 """Pictures drawn elsewhere come home as files and get the scores that they would have had there."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,35 @@ def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
         load_drawn(folder)
     (folder / RECORD).write_text("[]")
     with pytest.raises(CheckpointError, match="cannot be read"):
+        load_drawn(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"columns": 0}, "cannot be read as drawn sets"),
+        ({"sets": {}}, "holds answers to no set"),
+        ({"sets": {"dreams": ["a cat"]}}, "answers dreams that this version does not ask"),
+    ],
+)
+def test_a_list_that_says_something_else_is_named(
+    folder: Path, change: dict[str, object], words: str
+) -> None:
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps(record | change))
+    with pytest.raises((CheckpointError, RequestError), match=words):
+        load_drawn(folder)
+
+
+def test_files_made_to_harm_are_named(folder: Path) -> None:
+    sheet = bytearray((folder / "compositions.png").read_bytes())
+    sheet[16:24] = struct.pack(">II", 200_000, 200_000)
+    sheet[29:33] = struct.pack(">I", zlib.crc32(sheet[12:29]))
+    (folder / "compositions.png").write_bytes(sheet)
+    with pytest.raises(CheckpointError, match="decompression bomb"):
+        load_drawn(folder)
+    (folder / RECORD).write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="recursion"):
         load_drawn(folder)
 
 

@@ -82,6 +82,30 @@ def test_rank_stabilised_scales_and_patterns_of_a_config() -> None:
     assert list(recognise(tensors, config=config).scales.values()) == [4.0, 1.0, 8 / 2**0.5]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "scales"),
+    [
+        (r"self_attention\.to_query$", [0.5, 2.0, 4.0]),
+        ("^visual_transformer_blocks.0.self_attention.to_query", [0.5, 2.0, 4.0]),
+        ("^self_attention.to_query", [2.0, 2.0, 4.0]),
+    ],
+)
+def test_patterns_that_are_names(pattern: str, scales: list[float]) -> None:
+    tensors = in_names(
+        make_lora(), lambda layer, part: f"{layer}.{part}", {"A": "lora_A.weight", "B": "lora_B.weight"}
+    )
+    config = {"r": 4, "lora_alpha": 8, "alpha_pattern": {pattern: 2}}
+    assert list(recognise(tensors, config=config).scales.values()) == scales
+
+
+def test_a_pattern_of_many_layers_is_not_passed_over() -> None:
+    tensors = in_names(
+        make_lora(), lambda layer, part: f"{layer}.{part}", {"A": "lora_A.weight", "B": "lora_B.weight"}
+    )
+    with pytest.raises(CheckpointError, match=r"pattern 'to_\(query\|key\)'.*write out the names"):
+        recognise(tensors, config={"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_(query|key)": 2}})
+
+
 @pytest.mark.parametrize("form", list(LoraFormat))
 @pytest.mark.parametrize("dora", [False, True])
 def test_what_is_written_is_read_again(form: LoraFormat, dora: bool, tmp_path: Path) -> None:
@@ -167,6 +191,25 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
                 "x.alpha": torch.tensor(torch.inf),
             },
             "not finite",
+        ),
+        ({"x.lora_A.weight": torch.ones(2, 4, dtype=torch.int8)}, "torch.int8, not of floating-point"),
+        ({"x.lora_A.weight": [1.0]}, "a list, not of floating-point"),
+        (
+            {"x.lora_A.weight": torch.ones(2, 4, 1, 1), "x.lora_B.weight": torch.ones(4, 2, 1, 1)},
+            r"A \(2, 4, 1, 1\), B \(4, 2, 1, 1\) of layer x.*convolutions",
+        ),
+        ({"x.lokr_w1": torch.tensor(1.0), "x.lokr_w2": torch.ones(4, 4)}, r"w1 \(\)"),
+        (
+            {"x.lokr_w1": torch.ones(4, 4), "x.lokr_w2_a": torch.ones(4, 2), "x.lokr_w2_b": torch.ones(3, 4)},
+            r"w2_a \(4, 2\), w2_b \(3, 4\)",
+        ),
+        (
+            {
+                "x.lora_A.weight": torch.ones(2, 4),
+                "x.lora_B.weight": torch.ones(4, 2),
+                "x.dora_scale": torch.ones(1, 4),
+            },
+            r"magnitudes \(1, 4\) of layer x: one for each channel in",
         ),
     ):
         with pytest.raises(CheckpointError, match=words):

@@ -15,7 +15,7 @@ from kandinsky5.lora import Lora, LoraFormat, comfyui_tensors, from_network, rec
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
 from kandinsky5.placement import use_mode
 
-from .conftest import ATTENTION, FF, SHAPES, WIDTH, change, drawn, make_lora
+from .conftest import ATTENTION, FF, MODULATION, SHAPES, WIDTH, change, drawn, make_lora
 
 
 @pytest.fixture
@@ -105,6 +105,40 @@ def test_lokr_follows_its_formula(own: Kandinsky5T2IPipeline) -> None:
     assert again.kind == "lokr" and torch.equal(again.layers[ATTENTION]["w2_a"], a)
 
 
+@pytest.mark.parametrize(
+    ("w1", "w2"),
+    [
+        ([(8, 2), (2, 8)], [(8, 8)]),
+        ([(8, 3), (3, 8)], [(8, 2), (2, 8)]),
+        ([(4, 2), (2, 4)], [(16, 2), (2, 16)]),
+        ([(8, 8)], [(8, 5), (5, 8)]),
+    ],
+    ids=["first a product", "two ranks", "first small", "more than half rank"],
+)
+def test_lokr_in_forms_that_peft_does_not_make(
+    own: Kandinsky5T2IPipeline, w1: list[tuple[int, int]], w2: list[tuple[int, int]]
+) -> None:
+    tensors, factors = {}, []
+    for name, shapes in (("w1", w1), ("w2", w2)):
+        parts = [drawn(*shape, seed=sum(shape)) for shape in shapes]
+        ends = [""] if len(parts) == 1 else ["_a", "_b"]
+        tensors |= {f"{ATTENTION}.lokr_{name}{end}": part for end, part in zip(ends, parts, strict=True)}
+        factors.append(parts[0] if len(parts) == 1 else parts[0] @ parts[1])
+    other = copy.deepcopy(own.transformer)
+    with torch.no_grad():
+        other.get_submodule(ATTENTION).weight += 0.5 * torch.kron(*factors)
+    lora = recognise(tensors)
+    own.load_lora_weights(Lora(kind="lokr", layers=lora.layers, scales={ATTENTION: 0.5}, source=""))
+    torch.testing.assert_close(velocity(own.transformer), velocity(other), rtol=1e-4, atol=1e-5)
+
+
+def test_a_lokr_that_peft_cannot_hold_is_refused_in_words(own: Kandinsky5T2IPipeline) -> None:
+    tensors = {f"{ATTENTION}.lokr_w1": drawn(2, 32, seed=1), f"{ATTENTION}.lokr_w2": drawn(32, 2, seed=2)}
+    with pytest.raises(CheckpointError, match="factorised in ways that peft does not make"):
+        own.load_lora_weights(tensors)
+    assert not own.get_list_adapters()
+
+
 def test_both_pipelines_take_them(editing: Kandinsky5I2IPipeline) -> None:
     network = copy.deepcopy(editing.transformer)
     mine = Kandinsky5I2IPipeline.from_pipe(editing, transformer=network)
@@ -164,6 +198,16 @@ def test_dtypes_are_the_network_s(own: Kandinsky5T2IPipeline) -> None:
     assert adapted == {torch.bfloat16}
 
 
+def test_values_that_the_network_s_dtype_cannot_hold(own: Kandinsky5T2IPipeline) -> None:
+    own.transformer.to(torch.float16)
+    tensors = {
+        name: value * 1e6 for name, value in comfyui_tensors(make_lora()).items() if "alpha" not in name
+    }
+    with pytest.raises(CheckpointError, match=r"float16 cannot hold; load the network in torch\.bfloat16"):
+        own.load_lora_weights(tensors)
+    assert not own.get_list_adapters()
+
+
 def test_arguments_that_would_be_ignored(own: Kandinsky5T2IPipeline, tmp_path: Path) -> None:
     tensors = comfyui_tensors(make_lora())
     with pytest.raises(RequestError, match="weigth_name"):
@@ -216,6 +260,25 @@ def test_names_that_no_module_can_have(own: Kandinsky5T2IPipeline, name: object)
     assert not own.get_list_adapters()
 
 
+@pytest.mark.parametrize("name", ["train", "keys", "type"])
+def test_names_that_torch_s_modules_have_taken(own: Kandinsky5T2IPipeline, name: str) -> None:
+    with pytest.raises(RequestError, match="a word of torch's modules"):
+        own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name=name)
+    assert not any("lora" in name for name, _ in own.transformer.named_modules())
+
+
+def test_without_a_name_none_that_is_there_is_replaced(own: Kandinsky5T2IPipeline) -> None:
+    for seed in (0, 50):
+        own.load_lora_weights(comfyui_tensors(make_lora(seed)))
+    own.delete_adapters("default_0")
+    own.load_lora_weights(comfyui_tensors(make_lora(70)))
+    assert sorted(own.get_list_adapters()["transformer"]) == ["default_0", "default_1"]
+    assert torch.equal(
+        from_network(own.transformer, "default_1").layers[ATTENTION]["A"],
+        make_lora(50).layers[ATTENTION]["A"],
+    )
+
+
 def test_the_last_one_loaded_is_on_alone(own: Kandinsky5T2IPipeline) -> None:
     for name in ("first", "second"):
         own.load_lora_weights(comfyui_tensors(make_lora()), adapter_name=name)
@@ -263,8 +326,11 @@ def test_float8_layers_take_them_fused(own: Kandinsky5T2IPipeline) -> None:
     own.fuse_lora()
     own.unload_lora_weights()
     use_mode(own.transformer, "fp8")
-    with pytest.raises(RequestError, match="fuse it first"):
-        own.load_lora_weights(tensors)
+    kept = {name: tensor for name, tensor in tensors.items() if MODULATION in name}
+    for some in (tensors, kept):  # also where it is for layers that are not float8
+        with pytest.raises(RequestError, match="fuse it first"):
+            own.load_lora_weights(some)
+    assert not own.get_list_adapters()
 
 
 def test_quantised_weights_take_them(own: Kandinsky5T2IPipeline) -> None:

@@ -1,17 +1,24 @@
 """The fast way through the network against the ordinary one, and what it must not disturb."""
 
+import copy
 import logging
+import threading
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kandinsky5.denoise import Run, denoise, set_times
 from kandinsky5.model import fast, prompt_table
 from kandinsky5.model.attention import SoftmaxAttention
 from kandinsky5.model.blocks import Modulation
 from kandinsky5.model.fast import TEXT_MULTIPLE, FastPath, prepare_for_speed
+from kandinsky5.model.graph import Replays
+from kandinsky5.model.kernels import EAGER
 from kandinsky5.model.products import joined
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.placement import use_mode
@@ -218,6 +225,34 @@ def test_what_was_written_into_a_tensor_is_seen(network, inputs, announced, name
     assert relative_rms(after, before) > 1e-3
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "time_embeddings.in_layer.bias",
+        "pooled_text_embeddings.norm.weight",
+        "text_embeddings.in_layer.weight",
+        "text_transformer_blocks.1.feed_forward.in_layer.weight",
+        "visual_transformer_blocks.2.visual_modulation.out_layer.weight",
+    ],
+)
+def test_what_was_written_into_a_weight_is_seen(network, inputs, announced, name):
+    before = forward(network, inputs, announced)
+    with torch.no_grad():
+        network.get_parameter(name).mul_(-1)
+    after = forward(network, inputs, announced)
+    assert relative_rms(after, forward(network, inputs)) < 1e-5
+    assert relative_rms(after, before) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_cast_between_two_steps_is_seen(network, inputs, announced, dtype):
+    forward(network, inputs, announced)
+    network.to(dtype)
+    inputs["hidden_states"] = inputs["hidden_states"].to(dtype)
+    bound = 1e-5 if dtype == torch.float64 else 0.05
+    assert relative_rms(forward(network, inputs, announced), forward(network, inputs)) < bound
+
+
 def test_other_positions_of_the_text_are_seen(network, inputs, announced):
     forward(network, inputs, announced)
     inputs["text_rope_pos"] = inputs["text_rope_pos"] * 3
@@ -351,6 +386,63 @@ def test_an_adapter_that_arrives_between_two_steps_counts_for_the_text_too(confi
     assert relative_rms(forward(network, inputs, announced), forward(network, inputs)) < 1e-5
 
 
+def test_an_adapter_that_is_merged_between_two_steps_stays(config, inputs, announced):
+    """Merging writes to weights without a trace."""
+    network = drawn(Kandinsky5Transformer3DModel(**config))
+    before = forward(network, inputs, announced)
+    adapt(network)
+    forward(network, inputs, announced)
+    network.fuse_lora()
+    network.unload_lora()
+    after = forward(network, inputs, announced)
+    assert relative_rms(after, forward(network, inputs)) < 1e-5
+    assert relative_rms(after, before) > 0.01
+
+
+def test_a_copy_keeps_nothing_of_the_run(network, inputs, announced):
+    expected = forward(network, inputs, announced)
+    announced.replays = Replays(insisted=True, capture=None)
+    announced.replays._calls["a shape"] = threading.Lock()  # as little to be copied as a CUDA graph
+    other = copy.deepcopy(network)
+    assert type(other.fast_path) is FastPath and not other.fast_path._tables
+    with torch.no_grad():
+        other.text_embeddings.in_layer.weight.mul_(-1)
+        assert relative_rms(other(**inputs).sample, forward(other, inputs)) < 1e-5
+    assert relative_rms(forward(network, inputs, announced), expected) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["exact", "fp8", "fp8-attention"])
+@pytest.mark.parametrize("graphs", [None, True, False])
+def test_a_copy_has_the_settings(network, mode, graphs):
+    use_mode(network, mode, graphs=graphs)
+    mine, other = network.fast_path, copy.deepcopy(network).fast_path
+    assert (other.mode, other.float8) == (mine.mode, mine.float8)
+    assert [getattr(path.replays, "_insisted", None) for path in (mine, other)] == [
+        None if graphs is False else graphs is True
+    ] * 2
+
+
+def test_threads_take_turns(network, inputs):
+    """A graph reads its inputs from one place, and what is expected is one run's."""
+    seen = []
+
+    def gelu(x, quantise):
+        seen.append(threading.get_ident())
+        time.sleep(0.002)  # so that another thread would come between
+        return EAGER.gelu(x, quantise)
+
+    network.fast_path = FastPath(replace(EAGER, gelu=gelu))
+    run = torch.no_grad()(lambda: [network(**inputs) for _ in range(3)])
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    blocks = len(network.visual_transformer_blocks)
+    evaluations = [set(seen[i : i + blocks]) for i in range(0, len(seen), blocks)]
+    assert len(evaluations) == 9 and all(len(threads) == 1 for threads in evaluations)
+
+
 def test_hooks_on_the_network_fire(network, inputs):
     seen = []
     network.register_forward_pre_hook(lambda *_: seen.append("before"))
@@ -408,6 +500,43 @@ def test_gradients_go_the_ordinary_way(network, inputs):
     network(**inputs).sample.sum().backward()
     assert path.taken == 0
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_gradients_of_inputs_go_the_ordinary_way_too(network, inputs):
+    network.requires_grad_(False)
+    network.fast_path = path = Counted()
+    for name in ("hidden_states", "encoder_hidden_states", "pooled_projections"):
+        given = inputs[name].clone().requires_grad_()
+        network(**{**inputs, name: given}).sample.sum().backward()
+        assert path.taken == 0 and given.grad is not None
+    network(**inputs)
+    assert path.taken == 1
+
+
+@torch.no_grad()
+def test_a_network_compiled_as_a_whole_is_one_graph(config, inputs):
+    network = drawn(Kandinsky5Transformer3DModel(**{**config, "num_visual_blocks": 1, "num_text_blocks": 1}))
+    expected = forward(network, inputs)
+    network.fast_path = path = Counted()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    assert relative_rms(compiled(**inputs).sample, expected) < 1e-6
+    assert path.taken == 0
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device such as MPS, which has no float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        assert getattr(found, "dtype", None) != torch.float64, func
+        return found
+
+
+def test_nothing_needs_float64(network, inputs, announced):
+    expected = forward(network, inputs)
+    with NoFloat64():
+        found = forward(network, inputs, announced)
+    assert relative_rms(found, expected) < 1e-5
 
 
 def test_a_chosen_attention_back_end_is_used(network, inputs, back_end_restored):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from kandinsky5.errors import RequestError
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
+from kandinsky5.placement import use_mode
 
 from .conftest import SHORT
 
@@ -199,6 +200,26 @@ class TestCallbacks:
 
         assert len(pipeline(SHORT, callback_on_step_end=callback).images) == 1
         assert steps == [0, 1]
+
+    @pytest.mark.parametrize("guidance", [1.0, 3.0])
+    def test_embeddings_written_to_in_inference_mode(self, pipeline, generator, guidance):
+        """The fast way keeps what it made of a prompt, and tensors of that mode do not count writes."""
+
+        def negate(pipe, step, timestep, tensors):
+            tensors["prompt_embeds_qwen"].mul_(-1)
+
+        def latents(network):
+            pipe = Kandinsky5T2IPipeline.from_pipe(pipeline, transformer=network)
+            asked = {"generator": generator(0), "output_type": "latent", "guidance_scale": guidance}
+            names = ["prompt_embeds_qwen"]
+            with torch.inference_mode():
+                return pipe(
+                    SHORT, **asked, callback_on_step_end=negate, callback_on_step_end_tensor_inputs=names
+                ).images.clone()
+
+        fast = copy.deepcopy(pipeline.transformer)
+        use_mode(fast, "exact")
+        torch.testing.assert_close(latents(fast), latents(pipeline.transformer), rtol=1e-4, atol=1e-5)
 
     def test_diffusers_callback_objects(self, pipeline, generator):
         from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback

@@ -19,6 +19,7 @@ from rich.console import Console
 from kandinsky5.cli import options
 from kandinsky5.cli.extras import require_extra
 from kandinsky5.cli.progress import StepBar, drawing, waiting
+from kandinsky5.cli.targets import check_folder
 from kandinsky5.errors import CapacityError, RequestError
 from kandinsky5.variants import EMBEDDED, resolve_model
 from kandinsky5.version import __version__
@@ -61,7 +62,10 @@ SCORING_MODULES = ("scipy",)
 """Of the extra `demo`: pixels are read with it."""
 
 Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")]
-SetSeed = Annotated[int, typer.Option(help="Start of the noise; the sets are the same for every seed.")]
+SetSeed = Annotated[
+    int,
+    typer.Option(min=-(2**32), max=2**32, help="Start of the noise; the sets are the same for every seed."),
+]
 
 
 @demo.command()
@@ -88,6 +92,7 @@ def score(
     Prints a table; writes score.json, score.md and failures-SET.png. Pixels are read with classical vision, no network.
     """
     require_extra("demo score", "demo", SCORING_MODULES)
+    check_folder(output, output / "score.json")
     console = Console(stderr=True)
     engine = _open(context, model, device, dtype, console, quiet, mode)
     from kandinsky5.demo.sampling import Sampling
@@ -106,6 +111,7 @@ def judge(
 ) -> None:
     """Score pictures of the withheld sets that were drawn elsewhere: the same tables and files as score."""
     require_extra("demo judge", "demo", SCORING_MODULES)
+    check_folder(output, output / "score.json")
     from kandinsky5.demo.drawn_sets import load_drawn
     from kandinsky5.demo.examination import judge as judged
 
@@ -141,8 +147,10 @@ def pictures(
     from kandinsky5.demo.sampling import Sampling, can_edit
     from kandinsky5.demo.scorecard import write_whole
 
+    check_folder(output, output)
     if page is not None:
         page_pictures.around_marks(page)
+        check_folder(page.parent, page)
     console = Console(stderr=True)
     engine = _open(context, model, device, dtype, console, quiet)
     sampling = Sampling(steps=steps, guidance=guidance, seed=seed, batch=batch)

@@ -142,7 +142,11 @@ def _check_writable(path: Path) -> None:
         )
     if path.is_dir():
         raise RequestError(f"{path} is a folder; a picture cannot take its name.")
-    folder = path.parent
+    check_folder(path.parent, path)
+
+
+def check_folder(folder: Path, path: Path) -> None:
+    """Refuse to write `path` where its folder is none, or cannot be made or written to; nothing is made."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():

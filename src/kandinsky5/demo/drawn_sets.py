@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from kandinsky5.demo.examination import texts_of
+from kandinsky5.demo.examination import SETS, texts_of
 from kandinsky5.demo.sampling import Picture
 from kandinsky5.demo.scorecard import write_whole
 from kandinsky5.demo.sheets import tiled, untiled
@@ -21,6 +21,11 @@ from kandinsky5.errors import CheckpointError, RequestError
 
 RECORD = "withheld.json"
 COLUMNS = 20
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError),
+    *(SyntaxError, Image.DecompressionBombError),
+)
+"""What json and Pillow raise of damaged files, and Python of a list that holds other things."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,14 +63,16 @@ def load_drawn(folder: Path) -> DrawnSets:
         columns, sets = record.pop("columns"), record.pop("sets")
         pictures = {}
         for name, texts in sets.items():
-            if texts != texts_of(name, len(texts)):
+            if name not in SETS or texts != texts_of(name, len(texts)):
                 raise RequestError(
                     f"{folder} answers {name} that this version does not ask; score it with the version that drew it."
                 )
             with Image.open(folder / f"{name}.png") as sheet:
                 pictures[name] = untiled(sheet, columns=columns, count=len(texts))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         if isinstance(error, RequestError):
             raise
         raise CheckpointError(f"{folder} cannot be read as drawn sets: {error}") from error
+    if not pictures:
+        raise CheckpointError(f"{folder} holds answers to no set.")
     return DrawnSets(pictures=pictures, facts=record)

@@ -21,13 +21,28 @@ def peft_tensors(lora: Lora) -> dict[str, Tensor]:
     """The tensors by peft's names. The scale of a LoKr is multiplied into its first factor, where peft expects it."""
     named: dict[str, Tensor] = {}
     for layer, parts in lora.layers.items():
-        for part, tensor in parts.items():
-            if lora.kind == "lokr":
-                scaled = part in ("w1", "w1_a") and lora.scales[layer] != 1
-                named[f"{layer}.lokr_{part}"] = tensor * lora.scales[layer] if scaled else tensor
-            else:
-                named[f"{layer}.{_PEFT_PARTS[part]}"] = tensor
+        if lora.kind == "lokr":
+            factors = _factors(parts)
+            if lora.scales[layer] != 1:
+                factors["w1"] = factors["w1"] * lora.scales[layer]
+            named |= {f"{layer}.lokr_{part}": tensor for part, tensor in factors.items()}
+        else:
+            named |= {f"{layer}.{_PEFT_PARTS[part]}": tensor for part, tensor in parts.items()}
     return named
+
+
+def _factors(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a LoKr, as peft makes any layer's: the first whole, the second a product only where that is smaller."""
+    found = dict(parts)
+    if "w1_a" in found:
+        found["w1"] = _multiplied(found.pop("w1_a"), found.pop("w1_b"))
+    if "w2_a" in found and 2 * len(found["w2_b"]) >= max(len(found["w2_a"]), found["w2_b"].shape[1]):
+        found["w2"] = _multiplied(found.pop("w2_a"), found.pop("w2_b"))
+    return found
+
+
+def _multiplied(a: Tensor, b: Tensor) -> Tensor:
+    return (a.float() @ b.float()).to(a.dtype)
 
 
 def peft_config(lora: Lora) -> dict[str, Any] | None:

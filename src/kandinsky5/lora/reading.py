@@ -7,6 +7,7 @@ network.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,10 @@ CONFIG_FILES: Final = ("adapter_config.json", "config_lora.json")
 
 METADATA_KEY: Final = "lora_adapter_metadata"
 """Where diffusers keeps the same inside the file."""
+
+_PLAIN: Final = re.compile(r"\^?\w+(\.\w+)*")
+"""A key of peft's patterns that is a layer's name or the end of one. Others are regular expressions, and a file may not
+have them run: some take for ever."""
 
 MAX_NUMBER: Final = 1e6
 """Of a rank or an alpha; beyond it a file is damaged."""
@@ -82,6 +87,9 @@ def recognise(
         layer, part = found
         if part in layers.setdefault(layer, {}):
             raise CheckpointError(f"{source} has {part} of layer {layer} twice, under different names.")
+        if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or part == "alpha"):
+            held = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise CheckpointError(f"Tensor {name!r} of {source} is {held}, not of floating-point numbers.")
         if not is_finite(tensor):
             raise CheckpointError(f"Tensor {name!r} of {source} has values that are not finite.")
         layers[layer][part] = tensor
@@ -93,8 +101,8 @@ def recognise(
     kind = _kind(layers, source)
     lora = Lora(kind=kind, layers=layers, scales=dict.fromkeys(layers, 1.0), source=source, trigger=trigger)
     if kind == "dora":
-        for parts in layers.values():
-            parts["magnitude"] = parts["magnitude"].reshape(-1)  # (out, 1) in kohya's files
+        for layer, parts in layers.items():
+            parts["magnitude"] = _magnitude(parts["magnitude"], layer, source)
     scales = {layer: _scale(lora, layer, alphas.get(layer), config) for layer in layers}
     return Lora(kind=kind, layers=layers, scales=scales, source=source, trigger=trigger)
 
@@ -113,10 +121,11 @@ def _kind(layers: Mapping[str, Mapping[str, Tensor]], source: str) -> LoraKind:
     kinds = {_kind_of(parts) for parts in layers.values()}
     incomplete = [layer for layer, parts in layers.items() if _kind_of(parts) is None]
     if incomplete:
-        parts = ", ".join(sorted(layers[incomplete[0]])) or "an alpha alone"
+        found = (f"{part} {tuple(tensor.shape)}" for part, tensor in sorted(layers[incomplete[0]].items()))
         raise CheckpointError(
-            f"{source} has only {parts} of layer {incomplete[0]}, and {len(incomplete) - 1} more layers like it; "
-            "it was cut off, or made of several files."
+            f"{source} has {', '.join(found) or 'an alpha alone'} of layer {incomplete[0]}, which make no LoRA, DoRA "
+            f"or LoKr of a linear layer, and {len(incomplete) - 1} more layers like it; it was cut off, made of "
+            "several files, or is of convolutions."
         )
     if len(kinds) > 1:
         raise CheckpointError(f"{source} mixes {' and '.join(sorted(str(kind) for kind in kinds))}.")
@@ -130,11 +139,26 @@ def _kind_of(parts: Mapping[str, Tensor]) -> LoraKind | None:
     if names >= {"A", "B"} and _is_product(parts["A"], parts["B"]):
         return "lora" if len(names) == 2 else "dora" if names == {"A", "B", "magnitude"} else None
     forms = [({w}, {f"{w}_a", f"{w}_b"}) for w in ("w1", "w2")]
-    return "lokr" if any(names == first | second for first in forms[0] for second in forms[1]) else None
+    whole = any(names == first | second for first in forms[0] for second in forms[1])
+    return "lokr" if whole and all(_is_factor(parts, w) for w in ("w1", "w2")) else None
+
+
+def _is_factor(parts: Mapping[str, Tensor], w: str) -> bool:
+    return parts[w].ndim == 2 if w in parts else _is_product(parts[f"{w}_b"], parts[f"{w}_a"])
 
 
 def _is_product(a: Tensor, b: Tensor) -> bool:
     return a.ndim == b.ndim == 2 and len(a) == b.shape[1] > 0
+
+
+def _magnitude(tensor: Tensor, layer: str, source: str) -> Tensor:
+    """(out,), from peft's (out,) or kohya's (out, 1)."""
+    if tensor.ndim == 2 and len(tensor) == 1 < tensor.shape[1]:
+        raise CheckpointError(
+            f"{source} has magnitudes {tuple(tensor.shape)} of layer {layer}: one for each channel in (LyCORIS without "
+            "wd_on_out), and peft computes with one for each channel out only."
+        )
+    return tensor.reshape(-1)
 
 
 def _scale(lora: Lora, layer: str, alpha: float | None, config: Mapping[str, Any] | None) -> float:
@@ -158,8 +182,14 @@ def _from_config(config: Mapping[str, Any], what: str, layer: str, source: str) 
     patterns = config.get(f"{what}_pattern")
     found = {} if not isinstance(patterns, dict) else patterns
     for name, value in found.items():
-        plain = str(name).removeprefix("^")
-        if layer == plain or layer.endswith(f".{plain}"):
+        plain = str(name).removesuffix("$").replace("\\.", ".")
+        if not _PLAIN.fullmatch(plain):
+            raise CheckpointError(
+                f"{source} gives {what}s by the pattern {name!r:.80}, and only names of layers are understood there: "
+                "write out the names that it stands for."
+            )
+        whole = plain.removeprefix("^")
+        if layer == whole or (whole == plain and layer.endswith(f".{plain}")):
             return _number(value, source)
     names = ("lora_alpha", "alpha") if what == "alpha" else ("r",)
     value = next((config[name] for name in names if config.get(name) is not None), None)

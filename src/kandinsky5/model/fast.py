@@ -10,6 +10,7 @@ Shapes: B batch, N visual tokens, L text tokens, D width, A heads of K channels.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
@@ -42,6 +43,9 @@ KEPT_TABLES: Final = 2
 class FastPath:
     """What `Kandinsky5Transformer3DModel.fast_path` is set to.
 
+    Evaluations from several threads take turns, since a graph reads its inputs from one place. A copy, as that of a
+    network that is copied, has the settings and nothing that is kept.
+
     Args:
         kernels: who computes the stretches between products; None is the fastest on the device of the latents, which
             an offloaded network reaches only when it is called.
@@ -61,7 +65,9 @@ class FastPath:
         self.kernels = kernels
         self.float8 = float8
         self.float8_attention = float8_attention
+        self._graphs = graphs
         self.replays = None if graphs is False else Replays(insisted=graphs is True)
+        self._turn = threading.RLock()
         self._times: Tensor | None = None
         self._ahead: list[tuple[float, ...]] = []
         self._tables: list[PromptTable] = []
@@ -69,6 +75,16 @@ class FastPath:
         self._seen: tuple[int, int] | None = None
         self._stays = False
         self._said: str | None = None
+
+    def __reduce__(self) -> tuple[Callable[[], "FastPath"], tuple[()]]:
+        fresh = partial(
+            type(self),
+            self.kernels,
+            float8=self.float8,
+            float8_attention=self.float8_attention,
+            graphs=self._graphs,
+        )
+        return fresh, ()
 
     @property
     def mode(self) -> str:
@@ -85,22 +101,28 @@ class FastPath:
             times: (S,), those of all rows, or (S, B), each row's own. An evaluation at a view of one of them is known
                 by its place, without waiting for the device.
         """
-        self._times = times
-        self._ahead = [tuple(row) for row in times.reshape(len(times), -1).tolist()] if len(times) else []
-        self._tables.clear()
-        self._seen = None
+        with self._turn:
+            self._times = times
+            self._ahead = [tuple(row) for row in times.reshape(len(times), -1).tolist()] if len(times) else []
+            self._tables.clear()
+            self._seen = None
 
-    def takes(self, network: Any) -> bool:
-        """Whether the network can be evaluated this way now. Why not is logged when it changes."""
-        obstacle = self.obstacle(network)
+    def takes(self, network: Any, *inputs: Tensor) -> bool:
+        """Whether the network can be evaluated this way now. Why not is logged when it changes.
+
+        A network that is compiled as a whole is compiled the ordinary way: a step here is not the same twice.
+        """
+        if torch.compiler.is_compiling():
+            return False
+        obstacle = self.obstacle(network, *inputs)
         if obstacle is not None and obstacle != self._said:
             logger.warning("Not the fast way through the network: %s.", obstacle)
         self._said = obstacle
         return obstacle is None
 
-    def obstacle(self, network: Any) -> str | None:
-        """Why the network cannot be evaluated this way now, in words; None where it can."""
-        if torch.is_grad_enabled() and any(p.requires_grad for p in network.parameters()):
+    def obstacle(self, network: Any, *inputs: Tensor) -> str | None:
+        """Why the network cannot be evaluated at such inputs now, in words; None where it can."""
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *network.parameters())):
             return "gradients are wanted, and the fused kernels have none"
         if any(block._compiled_call_impl is not None for block in network.visual_transformer_blocks):
             return "its blocks are compiled"
@@ -127,6 +149,17 @@ class FastPath:
             timestep: 1000 t, a scalar or (B,).
             rotation: (N, K / 2, 2) of the visual tokens.
         """
+        with self._turn:
+            return self._evaluated(network, latents, prompt, timestep, rotation)
+
+    def _evaluated(
+        self,
+        network: Any,
+        latents: Tensor,
+        prompt: Prompt,
+        timestep: Tensor | float | int,
+        rotation: Tensor,
+    ) -> Tensor:
         times = self._numbers(timestep, len(latents))
         adapted = getattr(network, "_hf_peft_config_loaded", False)
         step = self._step(network, prompt, times, keep=not adapted)
@@ -190,6 +223,8 @@ class FastPath:
     def _step(self, network: Any, prompt: Prompt, times: tuple[float, ...], *, keep: bool) -> Step:
         """The table's row for these times, made alone when it may not be kept or nobody announced them."""
         multiple = 1 if self.replays is None else TEXT_MULTIPLE
+        if not keep:
+            self._tables.clear()  # an adapter that is merged now is in the weights later, where nobody can see it
         expected = [_each(ahead, len(times)) for ahead in self._ahead] if keep else []
         if times not in expected:
             return PromptTable(network, prompt, largest_bytes=0, multiple=multiple).step(network, times, [])

@@ -77,15 +77,20 @@ class PromptTable:
     def __init__(self, network: Any, prompt: Prompt, *, largest_bytes: int, multiple: int = 1):
         self.prompt = prompt
         self._padded = prompt.padded(multiple)
-        self._versions = _versions(prompt)
+        self._weights = _weights(network)
+        self._states = self._states_now(prompt)
         self._steps: dict[tuple[float, ...], Step] = {}
         rows, tokens = self._padded.text.shape[:2]
         itemsize = network.text_embeddings.norm.weight.element_size()
         self._window = steps_a_window(network.config, rows, tokens, itemsize, largest_bytes)
 
     def serves(self, prompt: Prompt) -> bool:
-        """Whether the table was made of exactly these tensors, as they are now."""
-        return self.prompt.is_same(prompt) and _versions(prompt) == self._versions
+        """Whether the table was made of exactly these tensors and of the network's weights, as they are now."""
+        return self.prompt.is_same(prompt) and self._states_now(prompt) == self._states
+
+    def _states_now(self, prompt: Prompt) -> list[tuple[int, torch.dtype]]:
+        given = [tensor for tensor in (prompt.text, prompt.pooled, prompt.mask) if tensor is not None]
+        return [_state(tensor) for tensor in (*given, *self._weights)]
 
     def step(self, network: Any, times: tuple[float, ...], ahead: Sequence[tuple[float, ...]]) -> Step:
         """The row of `times` (one a row of the prompt, 1000 t).
@@ -114,7 +119,8 @@ def _rows(network: Any, prompt: Prompt, window: Sequence[tuple[float, ...]]) -> 
     """The rows of all times of a window, which are rows of one batch to the network's layers."""
     S, B = len(window), len(prompt.text)
     dtype = network.text_embeddings.norm.weight.dtype
-    times = torch.tensor(window, dtype=torch.float64, device=prompt.pooled.device).flatten()
+    wide = torch.promote_types(dtype, torch.float32)
+    times = torch.tensor(window, dtype=wide, device=prompt.pooled.device).flatten()
     time = network._time_vector(times, prompt.pooled.to(dtype).repeat(S, 1))
     mask = None if prompt.mask is None else prompt.mask.repeat(S, 1)
     text = network._embedded_text(prompt).repeat(S, 1, 1)
@@ -132,7 +138,17 @@ def _rows(network: Any, prompt: Prompt, window: Sequence[tuple[float, ...]]) -> 
     ]
 
 
-def _versions(prompt: Prompt) -> list[int]:
-    """How often each tensor was written to; tensors of inference mode do not count, and are not written to."""
-    tensors = [tensor for tensor in (prompt.text, prompt.pooled, prompt.mask) if tensor is not None]
-    return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+def _weights(network: Any) -> list[Tensor]:
+    """What `_rows` computes with."""
+    parts = [network.time_embeddings, network.pooled_text_embeddings, network.text_embeddings]
+    parts += [*network.text_transformer_blocks]
+    parts += [block.visual_modulation for block in network.visual_transformer_blocks]
+    return [parameter for part in parts for parameter in part.parameters()]
+
+
+def _state(tensor: Tensor) -> tuple[int, torch.dtype]:
+    """How often a tensor was written to, and its dtype; where it is does not matter, weights come and go.
+
+    Tensors of inference mode do not count; who writes to one replaces it (`pipelines.callbacks`).
+    """
+    return -1 if tensor.is_inference() else tensor._version, tensor.dtype

@@ -188,7 +188,8 @@ class Kandinsky5Transformer3DModel(CheckedLoading, ModelMixin, ConfigMixin, Peft
             mask=None if encoder_attention_mask is None else encoder_attention_mask.to(torch.bool),
         )
         visual_turn = visual_rotation(visual_rope_pos, self.config.axes_dims, scale_factor)
-        if self.fast_path is not None and self.fast_path.takes(self):
+        given = (hidden_states, encoder_hidden_states, pooled_projections)
+        if self.fast_path is not None and self.fast_path.takes(self, *given):
             velocity = self.fast_path(self, hidden_states, prompt, timestep, visual_turn)
         else:
             velocity = self._velocity(hidden_states, prompt, timestep, visual_turn)

@@ -6,16 +6,19 @@ Comes in: what diffusers' `load_lora_weights` takes. Goes out: a network with th
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders import KandinskyLoraLoaderMixin
-from torch import Tensor
+from torch import Tensor, nn
 
-from kandinsky5.errors import RequestError
+from kandinsky5.checkpoint.finite import is_finite
+from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.hub import HubArguments
 from kandinsky5.hub.adapters import adapter_among, fetch_adapter
 from kandinsky5.lora import Lora, check_fits, peft_config, peft_tensors, read_lora, recognise
@@ -118,8 +121,11 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
         lora = self.read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
         check_fits(lora, self.transformer)
         self._check_can_adapt(lora, adapter_name, hotswap)
+        if adapter_name is None and not hotswap:  # diffusers counts adapters, and meets one that is there
+            loaded = getattr(self.transformer, "peft_config", {})
+            adapter_name = next(name for i in count() if (name := f"default_{i}") not in loaded)
         tensors, config = _for_diffusers(_in_the_network_s_dtypes(lora, self.transformer))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _words_about_factors(lora):
             for remark in EXPECTED_REMARKS:
                 warnings.filterwarnings("ignore", remark)
             self.load_lora_into_transformer(
@@ -148,6 +154,11 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
     def _check_can_adapt(self, lora: Lora, name: str | None, hotswap: bool) -> None:
         if name is not None and (not isinstance(name, str) or not name or "." in name):
             raise RequestError(f"adapter_name={name!r:.80} must be a text without a dot, such as 'style'.")
+        if name is not None and any(hasattr(kind(), name) for kind in (nn.ModuleDict, nn.ParameterDict)):
+            raise RequestError(
+                f"adapter_name={name!r} is a word of torch's modules, in which peft keeps adapters by their names; "
+                "choose another."
+            )
         loaded = getattr(self.transformer, "peft_config", {})
         if name in loaded and not hotswap:
             raise RequestError(
@@ -155,7 +166,8 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
             )
         modules = dict(self.transformer.named_modules())
         changed = [modules.get(f"{layer}.base_layer") or modules[layer] for layer in lora.layers]
-        if any(isinstance(layer, ScaledLinear) for layer in changed):
+        # Any of them: diffusers asks for the state of the whole network, which such layers do not give.
+        if any(isinstance(module, ScaledLinear) for module in modules.values()):
             raise RequestError(
                 "The network's layers are float8 (mode fp8), which take no adapter: load and fuse it first "
                 "(fuse_lora(), then unload_lora_weights()), and choose the mode then."
@@ -165,6 +177,20 @@ class AdapterLoading(KandinskyLoraLoaderMixin):
                 "The network's layers are stored in float8 (layerwise casting), into which peft would cast the adapter "
                 "too: load it first, and call enable_layerwise_casting() then."
             )
+
+
+@contextmanager
+def _words_about_factors(lora: Lora) -> Iterator[None]:
+    """What diffusers refuses before it changes anything: factors that no one `decompose_factor` of peft makes."""
+    try:
+        yield
+    except ValueError as error:
+        if lora.kind != "lokr" or "decompose_factor" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{lora.source} is a LoKr whose layers are factorised in ways that peft does not make together; train it "
+            "with one factor for all layers, or as a LoRA."
+        ) from error
 
 
 def _for_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -183,6 +209,11 @@ def _in_the_network_s_dtypes(lora: Lora, network: Any) -> Lora:
         layers[layer] = {
             name: tensor.to(dtype) if dtype.is_floating_point else tensor for name, tensor in parts.items()
         }
+        if not all(map(is_finite, layers[layer].values())):
+            raise CheckpointError(
+                f"{lora.source} has values of layer {layer} that {dtype} cannot hold; load the network in "
+                "torch.bfloat16 or torch.float32."
+            )
     return Lora(kind=lora.kind, layers=layers, scales=lora.scales, source=lora.source, trigger=lora.trigger)
 
 

@@ -111,7 +111,8 @@ def _embeds(value: Any, old: Tensor) -> Tensor:
             f"callback_on_step_end returned {given!r:.80} as embeddings, which must be a tensor {tuple(old.shape)}; of "
             "text another number of tokens is taken too."
         )
-    return value.to(old)
+    value = value.to(old)
+    return value.clone() if value.is_inference() else value  # writing to one of that mode leaves no trace
 
 
 def _but_length(tensor: Tensor) -> tuple[int, int]:
