@@ -113,8 +113,8 @@ def load_pipeline(
             each but the ordinary way the autoencoder uses fused kernels too, where they run.
 
     Raises:
-        RequestError: a name, task, device, dtype or mode that does not exist, memory that is no amount, or a mode beside
-            one; a revision of a folder; a checkpoint that cannot do the task.
+        RequestError: a name, task, device, dtype or mode that does not exist, memory that is no amount, or a mode
+            beside it; a revision of a folder; a checkpoint that cannot do the task.
         CheckpointError: weights that are missing or cannot be read; a hub that refuses or is out of reach.
         CapacityError: no room on the disk for what is fetched, or in memory for what is loaded.
     """
