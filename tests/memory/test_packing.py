@@ -21,6 +21,7 @@ from kandinsky5.model.quantising import quantise
 from kandinsky5.model.scaled import ScaledLinear
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines import Kandinsky5T2IPipeline
+from kandinsky5.pipelines.encoder_parts import bring_in, left_out
 
 from .conftest import DTYPE
 from .test_parts import real_bytes
@@ -83,10 +84,25 @@ def test_packed_folders_are_placed_like_any_other(packed, machine, form, where):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_what_a_packed_encoder_takes_is_planned_for(packed, machine, form):
-    """It is loaded whole, with vision tower and vocabulary projection, also for drawing."""
+    """Vision tower and vocabulary projection, which are not packed, stay on disk where drawing does not use them."""
     part = model_of(packed[form], DTYPE).part("text_encoder", form)
     pipe = load_planned(Kandinsky5T2IPipeline, packed[form], plan_of(packed[form], machine), dtype=DTYPE)
+    assert left_out(pipe.text_encoder) == ("vision", "head")
     assert real_bytes(pipe.text_encoder) == pytest.approx(part.total, rel=0.05)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_was_left_on_disk_joins_a_packed_encoder(packed, form):
+    parts = ["vision", "head"]
+    pipe = Kandinsky5T2IPipeline.from_pretrained(packed[form])
+    assert left_out(pipe.text_encoder) == ("vision", "head")
+    bring_in(pipe.text_encoder, parts)
+    whole = Kandinsky5T2IPipeline.from_pretrained(packed[form], text_encoder_parts=parts)
+    assert left_out(whole.text_encoder) == left_out(pipe.text_encoder) == ()
+    ours, theirs = (dict(one.text_encoder.named_parameters()) for one in (pipe, whole))
+    assert list(ours) == list(theirs)
+    joined = [name for name in ours if name.startswith(("model.visual.", "lm_head."))]
+    assert joined and all(torch.equal(ours[name], theirs[name]) for name in joined)
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -4,7 +4,7 @@ Comes in: a folder, a budget. Goes out: a pipeline that knows its plan. Refuses 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,13 @@ from kandinsky5.model.kernels import why_no_triton
 from kandinsky5.model.loading import checkpoint_errors
 from kandinsky5.model.scaled import why_no_float8_products
 from kandinsky5.pipelines import Kandinsky5I2IPipeline, Kandinsky5T2IPipeline
+from kandinsky5.pipelines.encoder_parts import (
+    TEXT_ENCODER_PARTS,
+    TextEncoderPart,
+    leaving_out,
+    remember,
+    stored_packed,
+)
 from kandinsky5.pipelines.folder import KINDS, LIGHT, check_folder, stored_tensors, stored_weights
 from kandinsky5.pipelines.room import planned
 from kandinsky5.placement import AUTO, use_fast_autoencoder, use_mode
@@ -146,7 +153,7 @@ def _load_planned(
     model = model_of(folder, dtype, variant, sees=plan.edits)
     arguments: dict[str, Any] = dict(components)
     if model.stored["text_encoder"] == "nf4" and "text_encoder" not in components:
-        arguments["text_encoder"] = _four_bit_encoder(folder, dtype)
+        arguments["text_encoder"] = _four_bit_encoder(folder, dtype, pipeline_class.text_encoder_parts)
     # The network without a dtype keeps what it is stored in; with one, modulation would be widened to float32.
     as_stored = model.stored["transformer"] != PLAIN or "transformer" in model.mapped
     arguments["dtype"] = {"transformer": None if as_stored else dtype, "default": dtype}
@@ -171,14 +178,20 @@ def _load_planned(
     return pipeline
 
 
-def _four_bit_encoder(folder: Path, dtype: torch.dtype) -> Any:
+def _four_bit_encoder(folder: Path, dtype: torch.dtype, parts: Collection[TextEncoderPart]) -> Any:
     """Qwen of a folder that holds it in four bits, on the host: its library would put it on the GPU whole."""
-    check_folder(folder, brought=[name for name in (*KINDS, *LIGHT, "transformer") if name != "text_encoder"])
-    with TURN, checkpoint_errors(folder):
+    others = [name for name in (*KINDS, *LIGHT, "transformer") if name != "text_encoder"]
+    stored = check_folder(folder, brought=others).models["text_encoder"].tensors
+    with (
+        TURN,
+        leaving_out(TEXT_ENCODER_PARTS.keys() - {*parts, *stored_packed(stored)}),
+        checkpoint_errors(folder),
+    ):
         encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder / "text_encoder", dtype=dtype, device_map={"": "cpu"}, local_files_only=True
         )
     check_finite(encoder, folder / "text_encoder")
+    remember(encoder, stored, is_packed=True)
     return encoder
 
 

@@ -37,6 +37,7 @@ from kandinsky5.pipelines.encoder_parts import (
     is_kept_in,
     leaving_out,
     remember,
+    stored_packed,
 )
 from kandinsky5.pipelines.folder import KINDS, CheckedFolder, check_folder, stored_tensors
 from kandinsky5.pipelines.load_values import check_load_values
@@ -171,8 +172,9 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
         if "transformer" not in brought:
             cls._check_network_in(folder)
         kwargs["dtype"] = checked.dtypes_for(dtype)
-        packed = "text_encoder" in checked.models and checked.models["text_encoder"].is_packed
-        needed = TEXT_ENCODER_PARTS if packed else {*cls.text_encoder_parts, *text_encoder_parts}
+        encoder = checked.models.get("text_encoder")
+        needed = {*cls.text_encoder_parts, *text_encoder_parts}
+        needed |= set() if encoder is None else stored_packed(encoder.tensors)
         packs = quantization is None and any(model.is_packed for model in checked.models.values())
         parts = TEXT_ENCODER_PARTS.keys() - needed
         with TURN, leaving_out(parts), checkpoint_errors(source, is_packed=packs):
@@ -184,8 +186,8 @@ class ImagePipeline(DiffusionPipeline, AdapterLoading):
                 unpack_into(loaded, loaded.dtype)
             if not model.is_packed or getattr(loaded, "hf_quantizer", None) is None:
                 check_arrived(loaded, model.tensors, folder / name, KINDS[name].current_name)
-        if "text_encoder" in checked.models:
-            remember(pipeline.text_encoder, checked.models["text_encoder"].tensors)
+        if encoder is not None:
+            remember(pipeline.text_encoder, encoder.tensors, is_packed=encoder.is_packed)
         check_quantized(pipeline, quantization)
         bring_in(pipeline.text_encoder, text_encoder_parts)  # of an encoder that was passed
         pipeline.register_to_config(_name_or_path=source)

@@ -37,6 +37,22 @@ DESCRIBED: Final[Mapping[TextEncoderPart, str]] = MappingProxyType(
 )
 
 
+PLAIN_DTYPES: Final = frozenset(("F32", "F16", "BF16"))
+"""As files name them, of tensors that are not packed."""
+
+
+def stored_packed(stored: Mapping[str, StoredTensor]) -> set[TextEncoderPart]:
+    """Parts that are packed in the files, and so are loaded with the rest; `stored` as in `remember`."""
+    return {
+        part
+        for part, module in TEXT_ENCODER_PARTS.items()
+        if any(
+            name.startswith(module + ".") and tensor.dtype not in PLAIN_DTYPES
+            for name, tensor in stored.items()
+        )
+    }
+
+
 class PartOnDisk(nn.Module):
     """Stands where a part would be, without parameters.
 
@@ -47,7 +63,7 @@ class PartOnDisk(nn.Module):
         part: which one it is.
         dtype: that the part would have; follows `.to(dtype)`.
         tensors: where its tensors are; None while the encoder is being loaded.
-        is_beside_quantised: the rest is quantised, which this part is not.
+        is_beside_quantised: the rest was quantised in memory, which this part was not.
     """
 
     _keys_to_ignore_on_load_unexpected = (r"^(model\.)?visual\.", r"^lm_head\.")  # read by transformers
@@ -115,17 +131,20 @@ def _part_of(owner: nn.Module, name: str) -> TextEncoderPart | None:
     return None
 
 
-def remember(encoder: nn.Module | None, stored: Mapping[str, StoredTensor]) -> None:
+def remember(
+    encoder: nn.Module | None, stored: Mapping[str, StoredTensor], *, is_packed: bool = False
+) -> None:
     """Tell what was left out of a loaded encoder where it is.
 
     Args:
         encoder: built and loaded while `leaving_out` was in force; None has no parts.
         stored: every tensor of its folder, by its name in the encoder.
+        is_packed: the folder holds the encoder packed, without these parts.
     """
     for part, place in _places(encoder):
         prefix = TEXT_ENCODER_PARTS[part] + "."
         place.dtype = encoder.dtype  # type: ignore[union-attr, assignment]
-        place.is_beside_quantised = _quantizer(encoder) is not None
+        place.is_beside_quantised = _quantizer(encoder) is not None and not is_packed
         place.tensors = TensorsOnDisk.of(
             {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
         )

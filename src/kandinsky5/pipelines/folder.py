@@ -32,7 +32,7 @@ from kandinsky5.errors import CheckpointError, RequestError
 from kandinsky5.model.layout import check_config
 from kandinsky5.model.transformer import Kandinsky5Transformer3DModel
 from kandinsky5.pipelines.config_numbers import check_sizes, check_vae
-from kandinsky5.pipelines.encoder_parts import leaving_out
+from kandinsky5.pipelines.encoder_parts import TEXT_ENCODER_PARTS, leaving_out, stored_packed
 from kandinsky5.pipelines.published import NETWORK_CLASS, with_our_classes
 from kandinsky5.pipelines.stored_names import clip_name, qwen_name, vae_name
 from kandinsky5.pipelines.weightless import LIGHT, load_light
@@ -242,21 +242,22 @@ def empty_model(name: str, folder: Path, variant: str | None = None, *, sees: bo
         name: of `KINDS`.
         folder: of the component.
         variant: of the weight files.
-        sees: with Qwen's vision tower, which not every task loads. Its vocabulary projection is left out. Of a packed
-            encoder all parts are loaded, whatever the task.
+        sees: with Qwen's vision tower, which not every task loads. Its vocabulary projection is left out, where neither
+            is packed.
 
     Raises:
         CheckpointError: a config that cannot be built.
     """
     kind, file = KINDS[name], folder / "config.json"
     config = read_object(file)
-    tensors = len(stored_weights(folder, kind.library, variant))
-    check_sizes(config, tensors, file)
+    stored = stored_weights(folder, kind.library, variant)
+    check_sizes(config, len(stored), file)
     if name == "vae":
-        check_vae(config, tensors, file)
+        check_vae(config, len(stored), file)
     check_quantizer(config, kind.library, file)
-    is_packed = config.pop("quantization_config", None) is not None
-    with leaving_out([] if is_packed else ["head"] if sees else ["head", "vision"]):
+    config.pop("quantization_config", None)
+    packed = stored_packed({kind.current_name(key): tensor for key, tensor in stored.items()})
+    with leaving_out(TEXT_ENCODER_PARTS.keys() - packed - ({"vision"} if sees else set())):
         return _empty(kind, config, file)
 
 
