@@ -120,13 +120,7 @@ def load_pipeline(
     """
     source = resolve_model(str(model))
     check_task(source, task)
-    budget = Budget.of(memory) if isinstance(memory, str) else memory
-    if budget is not None and not isinstance(budget, Budget):
-        raise RequestError(f'memory must be an amount, such as "8GB", or a Budget, not {memory!r:.80}.')
-    if mode != AUTO and budget is not None:
-        raise RequestError(
-            "A plan of memory chooses how the network computes, too: leave mode= or memory= out."
-        )
+    budget = _budget_of(memory, mode)
     chosen_device = resolve_device(device)
     chosen_dtype = resolve_dtype(dtype, chosen_device)
     if mode is not None and mode != AUTO:
@@ -163,6 +157,18 @@ def load_pipeline(
     if mode is not None:
         use_fast_autoencoder(pipeline.vae, chosen_device)
     return pipeline
+
+
+def _budget_of(memory: str | Budget | None, mode: str | None) -> Budget | None:
+    """What memory= says. Raises RequestError for what is no amount, and for a mode beside it."""
+    budget = Budget.of(memory) if isinstance(memory, str) else memory
+    if budget is not None and not isinstance(budget, Budget):
+        raise RequestError(f'memory must be an amount, such as "8GB", or a Budget, not {memory!r:.80}.')
+    if mode != AUTO and budget is not None:
+        raise RequestError(
+            "A plan of memory chooses how the network computes, too: leave mode= or memory= out."
+        )
+    return budget
 
 
 def check_memory(

@@ -150,35 +150,25 @@ class FastPath:
             rotation: (N, K / 2, 2) of the visual tokens.
         """
         with self._turn:
-            return self._evaluated(network, latents, prompt, timestep, rotation)
-
-    def _evaluated(
-        self,
-        network: Any,
-        latents: Tensor,
-        prompt: Prompt,
-        timestep: Tensor | float | int,
-        rotation: Tensor,
-    ) -> Tensor:
-        times = self._numbers(timestep, len(latents))
-        adapted = getattr(network, "_hf_peft_config_loaded", False)
-        step = self._step(network, prompt, times, keep=not adapted)
-        inputs = (latents, step.text, step.mask, step.time, step.modulation, rotation)
-        kernels = self.kernels or kernels_for(
-            latents.device, float8=self.float8, float8_attention=self.float8_attention
-        )
-        evaluate: Callable[..., Tensor] = partial(velocity, network, kernels)
-        if self.replays is not None and latents.is_cuda and not adapted:
-            # The processors of the first block stand for the others'.
-            block = network.visual_transformer_blocks[0]
-            back_ends = [
-                back_end_of(block.self_attention.processor),
-                back_end_of(block.cross_attention.processor),
-            ]
-            if None not in back_ends and self._weights_stay(network):
-                narrowed = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-                evaluate = self.replays.of(evaluate, inputs, (kernels, narrowed, *back_ends))
-        return evaluate(*inputs)
+            times = self._numbers(timestep, len(latents))
+            adapted = getattr(network, "_hf_peft_config_loaded", False)
+            step = self._step(network, prompt, times, keep=not adapted)
+            inputs = (latents, step.text, step.mask, step.time, step.modulation, rotation)
+            kernels = self.kernels or kernels_for(
+                latents.device, float8=self.float8, float8_attention=self.float8_attention
+            )
+            evaluate: Callable[..., Tensor] = partial(velocity, network, kernels)
+            if self.replays is not None and latents.is_cuda and not adapted:
+                # The processors of the first block stand for the others'.
+                block = network.visual_transformer_blocks[0]
+                back_ends = [
+                    back_end_of(block.self_attention.processor),
+                    back_end_of(block.cross_attention.processor),
+                ]
+                if None not in back_ends and self._weights_stay(network):
+                    narrowed = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+                    evaluate = self.replays.of(evaluate, inputs, (kernels, narrowed, *back_ends))
+            return evaluate(*inputs)
 
     def _numbers(self, timestep: Tensor | float | int, rows: int) -> tuple[float, ...]:
         """The time of each row. Those expected are known by their place in that tensor: nothing waits for them."""

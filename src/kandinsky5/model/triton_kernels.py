@@ -102,8 +102,7 @@ def _gelu_of(x):
     """`x Phi(x)` as `x / (1 + 2^(x p(x x)))`, as exact as `erf` is in float32: within 1e-7, and 2e-7 of a large x.
 
     p is of sixth degree, the one by which the whole errs least (6.6e-8 before rounding), found by linear programs from
-    `log2(Phi(-x) / Phi(x)) / x`; squares beyond 30 count as 30, for there p turns. Instructions decide the time: with
-    one exponential they are half of what the C library's `erf` takes.
+    `log2(Phi(-x) / Phi(x)) / x`; squares beyond 30 count as 30, for there p turns. Instructions decide the time.
     """
     square = tl.minimum(x * x, 30.0)
     power = 3.86016145e-07 - 5.23387565e-09 * square

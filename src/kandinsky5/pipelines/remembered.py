@@ -13,7 +13,7 @@ from kandinsky5.pipelines.prompt_input import PromptInput, Prompts
 from kandinsky5.records import Conditioning
 
 KEPT: Final = 16
-"""Pairs of prompts; the longest take 7 MB each at the published width."""
+"""Pairs of prompts; two of 512 tokens are 7 MB at the published width."""
 
 
 @dataclass(frozen=True, kw_only=True)
